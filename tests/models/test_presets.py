@@ -1,0 +1,83 @@
+"""Named architectures have the published sizes; impossible ones are refused in one line."""
+
+from dataclasses import replace
+
+import pytest
+
+from jaxllm.core.types import UserError
+from jaxllm.models import decoder, presets
+from jaxllm.models.decoder import DecoderConfig
+
+
+@pytest.mark.parametrize(
+    "name,published",
+    [
+        ("gpt2", 124_439_808),
+        ("llama3-1b", 1_235_814_400),
+        ("llama3-8b", 8_030_261_248),
+        ("llama3-70b", 70_553_706_496),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, published):
+    assert decoder.published_count(presets.preset(name)) == published
+
+
+@pytest.mark.parametrize(
+    "name,published,tolerance",
+    [
+        ("gpt3-125m", 125e6, 0.01),
+        ("gpt3-350m", 356e6, 0.01),
+        ("gpt3-760m", 760e6, 0.01),
+        ("gpt3-1.3b", 1.3e9, 0.02),
+        ("gpt3-2.7b", 2.65e9, 0.01),
+        ("gpt3-6.7b", 6.7e9, 0.01),
+        ("gpt3-13b", 13e9, 0.02),
+        ("gpt3-175b", 175e9, 0.01),
+    ],
+)
+def test_gpt3_counts_are_those_of_table_2_1(name, published, tolerance):
+    assert decoder.published_count(presets.preset(name)) == pytest.approx(published, rel=tolerance)
+
+
+def test_every_preset_can_be_built():
+    for config in presets.PRESETS.values():
+        decoder.make(config)
+
+
+def test_presets_take_changes_and_refuse_unknown_names():
+    assert presets.preset("tiny", n_layers=5).n_layers == 5
+    with pytest.raises(UserError, match="'gpt5'.*llama3-8b"):
+        presets.preset("gpt5")
+    with pytest.raises(UserError, match="'layers'.*n_layers"):
+        presets.preset("tiny", layers=3)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (dict(n_heads=5), r"n_heads=5 does not divide model.d_model=16: use n_heads=4 or 8, or d_model=15"),
+        (dict(n_kv_heads=3), r"n_kv_heads=3 does not divide model.n_heads=4"),
+        (dict(head_dim=5), "head dimension 5 is odd"),
+        (dict(positions="alibi"), "model.positions='alibi': choose one of rope, learned"),
+        (dict(norm="batchnorm"), "rmsnorm, layernorm"),
+        (dict(activation="relu"), "swiglu, gelu"),
+        (dict(remat="some"), "none, dots, full"),
+        (dict(dtype="int8"), "float32, bfloat16"),
+        (dict(n_layers=0), "model.n_layers=0: must be at least 1"),
+        (dict(vocab_size=-1), "model.vocab_size=-1"),
+    ],
+)
+def test_impossible_configs_are_one_clear_line(change, message):
+    config = DecoderConfig(vocab_size=50, d_model=16, n_heads=4, d_ff=32)
+    decoder.make(config)
+    with pytest.raises(UserError, match=message) as error:
+        decoder.make(replace(config, **change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_survives_json():
+    import json
+
+    config = presets.preset("llama3-8b")
+    fields = json.loads(json.dumps(decoder.to_dict(config)))
+    assert fields.pop("family") == "decoder" and DecoderConfig(**fields) == config
