@@ -1,0 +1,37 @@
+"""From logits to a token: temperature, top-k and top-p as one transformation of the distribution."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def warp(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """The logits of the sampling distribution: [b, v] -> [b, v], float32, -inf where a token cannot be drawn.
+
+    temperature 0 is greedy: only the most likely token remains (the first of equals). top_k keeps the k most likely, 0 keeps
+    all; top_p keeps the smallest set of most likely tokens whose probability reaches p (nucleus, arXiv 1904.09751), always
+    at least one. Temperature comes first, then top-k, then top-p: the order transformers uses.
+    """
+    logits = logits.astype(jnp.float32)
+    v = logits.shape[-1]
+    if temperature == 0:
+        best = jnp.argmax(logits, axis=-1)[:, None] == jnp.arange(v)[None, :]
+        return jnp.where(best, 0.0, -jnp.inf)
+    logits = logits / temperature
+    if 0 < top_k < v:
+        kth = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if top_p < 1.0:
+        order = jnp.argsort(-logits, axis=-1)
+        probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+        keep = jnp.cumsum(probs, axis=-1) - probs < top_p  # what comes before it is still short of p
+        keep = jnp.take_along_axis(keep, jnp.argsort(order, axis=-1), axis=-1)
+        keep = keep | (logits == logits.max(axis=-1, keepdims=True))
+        logits = jnp.where(keep, logits, -jnp.inf)
+    return logits
+
+
+def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """One token per row from its own key: keys [b], logits [b, v] -> int32 [b]. A row's draw does not depend on its neighbours."""
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
