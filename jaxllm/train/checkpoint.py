@@ -1,0 +1,200 @@
+"""Checkpoints: <workdir>/checkpoints/<step>/{params,opt_state,data,meta}, written by Orbax, with a manifest of checksums.
+
+`params`, `opt_state`, `data` and `meta` are separate items, so that the next stage, generation and plain Orbax restore
+`params` alone. Orbax commits a step by a rename, and loads flipped bits without a word: the manifest (crc32 of every file)
+is written after the commit and checked before a restore.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.core.types import Params, TrainState, UserError
+
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """An open checkpoint directory. save returns at once; close waits for what is under way."""
+
+    directory: Path
+    save: Callable[[TrainState, dict, dict], None]  # (state, data, meta)
+    restore: Callable[[TrainState], tuple[TrainState, dict, dict] | None]  # onto the shardings of a like state
+    close: Callable[[], None]
+
+
+def open_checkpoints(workdir: Path | str, *, keep: int = 2, warn: Callable[[str], None] = print) -> Checkpoints:
+    """Checkpoints under workdir/checkpoints, the newest `keep` kept.
+
+    restore(like) gives (state, data, meta) of the newest step that is whole, or None when there is none; a damaged step is
+    moved to <step>.corrupt with a warning and the next older one is used. UserError when all of them are damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(workdir).absolute() / "checkpoints"
+    manager = ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True),
+        item_names=("params", "opt_state", "data", "meta"),
+        item_handlers=None,
+    )
+
+    def save(state: TrainState, data: dict, meta: dict) -> None:
+        _write_manifests(directory, manager)
+        if jax.default_backend() == "cpu":
+            # the step donates its buffers, and on CPU Orbax may still be reading them while it writes
+            state = jax.tree.map(jnp.copy, state)
+        step = int(state.step)
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params), opt_state=ocp.args.StandardSave(state.opt_state),
+                data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave({**meta, "step": step}),
+            ),
+        )  # fmt: skip
+
+    def restore(like: TrainState) -> tuple[TrainState, dict, dict] | None:
+        found = good_steps(directory, warn)
+        if not found:
+            return None
+        abstract = jax.tree.map(_abstract, like)
+        items = manager.restore(
+            found[-1],
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params), opt_state=ocp.args.StandardRestore(abstract.opt_state),
+                data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore(),
+            ),
+        )  # fmt: skip
+        step = jnp.asarray(items["meta"]["step"], jnp.int32)
+        return TrainState(step, items["params"], items["opt_state"]), items["data"], items["meta"]
+
+    def close() -> None:
+        _write_manifests(directory, manager)
+        manager.close()
+
+    return Checkpoints(directory, save, restore, close)
+
+
+def _abstract(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+
+def newest_meta(workdir: Path | str, step: int | None = None) -> dict:
+    """The meta of a step (default: the newest whole one). UserError when there is none."""
+    return json.loads((_step_directory(workdir, step) / "meta" / "metadata").read_text())
+
+
+def _step_directory(workdir: Path | str, step: int | None) -> Path:
+    directory = Path(workdir).absolute() / "checkpoints"
+    found = good_steps(directory, print)
+    if not found or (step is not None and step not in found):
+        have = f"it has steps {found}" if found else "there is none"
+        wanted = "a checkpoint" if step is None else f"checkpoint {step}"
+        raise UserError(f"{workdir}: no {wanted} under {directory.name}/: {have}")
+    return directory / str(found[-1] if step is None else step)
+
+
+def restore_params(workdir: Path | str, step: int | None = None, like: Params | None = None) -> tuple[Params, dict]:
+    """(params, meta) of a step (default: the newest whole one) of a run directory.
+
+    like: a tree of ShapeDtypeStructs, with shardings to restore onto a mesh; without it plain arrays on the default device.
+    UserError when there is no checkpoint, or when the shapes differ (the first five are named).
+    """
+    import orbax.checkpoint as ocp
+
+    where = _step_directory(workdir, step)
+    meta = json.loads((where / "meta" / "metadata").read_text())
+    with ocp.StandardCheckpointer() as checkpointer:
+        if like is None:
+            stored = checkpointer.metadata(where / "params").item_metadata.tree
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), stored)
+        else:
+            _check_shapes(where, like, checkpointer.metadata(where / "params").item_metadata.tree)
+        return checkpointer.restore(where / "params", like), meta
+
+
+def _check_shapes(where: Path, like: Params, stored: Any) -> None:
+    from jaxllm.core.tree import flatten
+
+    want, have = ({p: tuple(x.shape) for p, x in flatten(t).items()} for t in (like, stored))
+    differ = [f"{p}: here {want.get(p)}, there {have.get(p)}" for p in sorted(want | have) if want.get(p) != have.get(p)]
+    if differ:
+        raise UserError(f"{where}: the checkpoint is of another architecture ({len(differ)} differ): " + "; ".join(differ[:5]))
+
+
+def good_steps(directory: Path, warn: Callable[[str], None]) -> list[int]:
+    """The steps that are whole, oldest first. Damaged ones are moved aside; UserError when only damaged ones are there."""
+    steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit()) if directory.exists() else []
+    good = []
+    for step in steps:
+        if (problem := damage(directory / str(step))) is None:
+            good.append(step)
+        else:
+            aside = directory / f"{step}.corrupt"
+            shutil.rmtree(aside, ignore_errors=True)
+            (directory / str(step)).rename(aside)
+            warn(f"checkpoint {directory / str(step)} is damaged: {problem}; moved to {aside.name}")
+    if steps and not good:
+        raise UserError(f"{directory}: no usable checkpoint: all of {steps} are damaged; start again in another --workdir")
+    return good
+
+
+def damage(step_directory: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. Without a manifest only its items are looked for."""
+    missing = [item for item in ("params", "opt_state", "data", "meta") if not (step_directory / item).is_dir()]
+    if missing:
+        return f"{missing[0]} is missing"
+    path = step_directory / MANIFEST
+    if not path.exists():
+        return None  # committed by Orbax, but stopped before its manifest was written
+    try:
+        expected = json.loads(path.read_text())["files"]
+    except (ValueError, KeyError):
+        return f"{MANIFEST} is unreadable"
+    for name, (size, crc) in expected.items():
+        file = step_directory / name
+        if not file.exists():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, expected {size}"
+        if _crc(file) != crc:
+            return f"{name} has crc32 {_crc(file):08x}, expected {crc:08x}"
+    return None
+
+
+def _crc(file: Path) -> int:
+    value = 0
+    with file.open("rb") as f:
+        while block := f.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _write_manifests(directory: Path, manager: Any) -> None:
+    """A manifest for every committed step that has none. Process 0 only."""
+    manager.wait_until_finished()
+    if jax.process_index() != 0:
+        return
+    for step in manager.all_steps():
+        root = directory / str(step)
+        if root.exists() and not (root / MANIFEST).exists():
+            files = sorted(p for p in root.rglob("*") if p.is_file())
+            listed = {str(p.relative_to(root)): (p.stat().st_size, _crc(p)) for p in files}
+            part = root / (MANIFEST + ".part")
+            with part.open("w") as f:
+                json.dump({"files": listed}, f)
+                f.flush()
+                os.fsync(f.fileno())
+            part.rename(root / MANIFEST)

@@ -1,0 +1,99 @@
+"""The one loop: every stage of the life cycle runs through `fit`."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
+from jaxllm.train.step import Step
+
+
+def fit(
+    step_fn: Step, state: TrainState, frozen: Params, batches: Callable[[int], Batch], rng: Key, *, steps: int,
+    log: Callable[[int, dict[str, float]], None], log_every: int = 10,
+    evaluate: Callable[[int, Params], None] | None = None, eval_every: int = 0,
+    save: Callable[[TrainState], None] | None = None, save_every: int = 0, save_seconds: float = 180.0,
+) -> TrainState:  # fmt: skip
+    """Run step_fn from state.step to `steps` and return the last state.
+
+    batches(i) is the batch of step i on the devices; log(i, values) gets the means of the metrics since the last call, for
+    the first step and every log_every; evaluate(i, params) runs every eval_every steps and at the end; save(state)
+    every save_every steps or save_seconds seconds, and at the end. Metrics stay on the device between logs, so the host
+    never waits for a step that it has just started. SIGTERM and Ctrl-C save at the next step boundary, then
+    KeyboardInterrupt is raised; a second Ctrl-C does not wait.
+    """
+    step = int(state.step)
+    pending: list[dict[str, Mean]] = []
+    in_flight: collections.deque[Any] = collections.deque()
+    # several simulated devices on one CPU deadlock when steps overlap; elsewhere one step is queued behind the running one
+    depth = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 1
+    saved_step, saved_time = step, time.monotonic()
+    with _stop_requests() as stop:
+        while step < steps and not stop:
+            state, metrics = step_fn(state, frozen, batches(step), rng)
+            step += 1
+            pending.append(metrics)
+            in_flight.append(metrics)
+            while len(in_flight) > depth:
+                jax.block_until_ready(in_flight.popleft())
+            if step == 1 or step % log_every == 0 or step == steps:
+                log(step, fetch(pending))
+                pending = []
+            if evaluate and eval_every and (step % eval_every == 0 or step == steps):
+                evaluate(step, state.params)
+            due = (save_every and step % save_every == 0) or time.monotonic() - saved_time >= save_seconds
+            if save and due and step < steps:
+                save(state)
+                saved_step, saved_time = step, time.monotonic()
+    if save and (saved_step != step or steps == step):
+        save(state)
+    if stop and step < steps:
+        raise KeyboardInterrupt(f"stopped and saved at step {step} of {steps}")
+    return state
+
+
+def fetch(pending: list[dict[str, Mean]]) -> dict[str, float]:
+    """The pooled means of several steps' metrics, as floats: the only place where the host waits for metrics."""
+    names = {name for metrics in pending for name in metrics}
+    pooled = {n: _pool([m[n] for m in pending if n in m]) for n in sorted(names)}
+    return {name: float(value) for name, value in jax.device_get(pooled).items()}
+
+
+def _pool(means: list[Mean]) -> Any:
+    total = means[0]
+    for mean in means[1:]:
+        total = total + mean
+    return total.value()
+
+
+def evaluate_means(loss_fn: Callable[[Params, Batch], dict[str, Mean]], params: Params, batches: Iterator[Batch]) -> dict[str, float]:
+    """The pooled metrics of a jitted (params, batch) -> Means over some batches."""
+    return fetch([loss_fn(params, batch) for batch in batches])
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that SIGTERM or the first Ctrl-C makes non-empty; the second Ctrl-C raises. A no-op off the main thread."""
+    requests: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    try:
+        old = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread
+        old = {}
+    try:
+        yield requests
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)

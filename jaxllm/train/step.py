@@ -1,0 +1,68 @@
+"""The train step: one function for every objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxllm.core.tree import merge, partition
+from jaxllm.core.types import Batch, Key, LossFn, Mean, Params, TrainState
+
+Step = Callable[[TrainState, Params, Batch, Key], tuple[TrainState, dict[str, Mean]]]
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, trainable: str = ".*") -> tuple[TrainState, Params]:
+    """(state of the leaves whose path matches `trainable`, the frozen others). The optimizer only sees the former."""
+    chosen, frozen = partition(params, trainable)
+    if not chosen:
+        raise ValueError(f"trainable={trainable!r} matches no parameter")
+    return TrainState(jnp.int32(0), chosen, tx.init(chosen)), frozen
+
+
+def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumulate: int = 1) -> Step:
+    """step(state, frozen, batch, rng) -> (state, metrics); jit it with donation of `state` only.
+
+    loss_fn sees the whole tree, gradients exist for state.params. With accumulate = a the batch is walked in a
+    micro-batches: gradients of the losses' sums are added and divided by the added counts, so that 1 and 8 agree on ragged
+    masks. Metrics are Means; grad_norm is the norm before clipping. rng is folded with the step.
+    """
+
+    def micro(params: Params, frozen: Params, batch: Batch, rng: Key):
+        def total(params):
+            mean, metrics = loss_fn(merge(params, frozen), batch, rng)
+            return mean.total, (mean.count, metrics)
+
+        (_, (count, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
+        return grads, count, metrics
+
+    def step(state: TrainState, frozen: Params, batch: Batch, rng: Key) -> tuple[TrainState, dict[str, Mean]]:
+        rng = jax.random.fold_in(rng, state.step)
+        if accumulate == 1:
+            grads, count, metrics = micro(state.params, frozen, batch, rng)
+        else:
+            grads, count, metrics = _accumulate(micro, state.params, frozen, batch, rng, accumulate)
+        scale = 1.0 / jnp.where(count == 0, 1.0, count)
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = metrics | {"grad_norm": Mean(optax.global_norm(grads), jnp.float32(1))}
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    return step
+
+
+def _accumulate(micro: Callable, params: Params, frozen: Params, batch: Batch, rng: Key, n: int):
+    """The sums of micro's (grads, count, metrics) over n slices of the batch."""
+    # interleaved slices: with the batch axis sharded, each device keeps its own rows
+    slices = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0), batch)
+
+    def body(carry, xs):
+        index, part = xs
+        return jax.tree.map(jnp.add, carry, micro(params, frozen, part, jax.random.fold_in(rng, index))), None
+
+    shapes = jax.eval_shape(lambda b: micro(params, frozen, b, rng), jax.tree.map(lambda x: x[0], slices))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(body, zeros, (jnp.arange(n), slices))[0]
