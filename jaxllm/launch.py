@@ -1,0 +1,334 @@
+"""From a command line to a run: config, compile cache, processes, run directory, exit codes.
+
+`launch.run(main, "sft")` is `python -m experiments.sft`; `launch.start` is the same inside a process.
+Exit codes: 0 done, 2 user error, 70 bug, 74 disk, 75 stopped and resumable, 130 interrupted by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxllm import settings
+from jaxllm.core.types import UserError
+from jaxllm.report import run as runs
+from jaxllm.report.console import say
+
+# No device is touched before prepare_jax: a mistyped setting is answered at once.
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+DISK_WORDS = ("No space left on device", "Disk quota exceeded")
+
+
+def run(
+    main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = None, argv: list | None = None
+) -> None:
+    """Parse the command line and call main(config, run, **flags); exits with a code unless all went well."""
+    argv, flags = list(sys.argv[1:] if argv is None else argv), dict(flags or {})
+    about = sys.modules[main.__module__].__doc__ if main.__module__ in sys.modules else main.__doc__
+    try:
+        if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
+            return print(settings.help_text(experiment, about, flags))
+        if any(arg.startswith("--help-config") for arg in argv):
+            return print(settings.help_config(argv, experiment))
+        command = settings.parse(argv, experiment, flags)
+    except ValueError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        _exit(_user_error(error))
+    config, workdir, debug, extra, text = command
+
+    def work() -> None:
+        _check_shared(argv)
+        execute(main, experiment, config, workdir, text, extra)
+
+    _exit(guard(work, workdir, text, debug=debug))
+
+
+def tool(main: Callable, name: str, flags: Mapping[str, Any], *, argv: list | None = None) -> None:
+    """For experiments that read a run instead of making one: main(**flags), no config, no run directory."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
+        return print(settings.help_text(name, sys.modules[main.__module__].__doc__, flags, configured=False))
+    try:
+        given, debug = settings.parse_flags(argv, flags)
+    except ValueError as error:
+        _exit(_user_error(error))
+
+    def work() -> None:
+        prepare_jax()
+        main(**given)
+
+    _exit(guard(work, None, settings.command_text(name, argv), debug=debug))
+
+
+def start(
+    main: Callable,
+    experiment: str,
+    overrides: Mapping[str, Any] | None = None,
+    workdir: Path | str | None = None,
+    *,
+    variant: str | None = None,
+    stage_of: Path | str | None = None,
+) -> dict[str, Any]:
+    """The same inside a process: configs/<experiment>.py with overrides {"optim.lr": 1e-3}; result.json.
+
+    A finished run directory gives its result without running; {} when main did not finish. Raises UserError.
+    """
+    try:
+        config = settings.load_config(settings.CONFIGS / f"{experiment}.py", variant)
+        values, errors = settings.check_overrides(config, overrides or {})
+        if errors:
+            raise ValueError("\n".join(errors))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    with config.unlocked():
+        config.update_from_flattened_dict(values)
+    config.lock()
+    workdir = Path(workdir or settings.default_workdir(experiment))
+    words = [f"--config={settings.CONFIGS / f'{experiment}.py'}:{variant}"] if variant else []
+    words += [f"--config.{key}={value}" for key, value in values.items() if value is not None]
+    text = settings.command_text(experiment, [*words, f"--workdir={workdir}"])
+    return execute(main, experiment, config, workdir, text, {}, stage_of=stage_of) or {}
+
+
+def execute(
+    main: Callable,
+    experiment: str,
+    config: Any,
+    workdir: Path,
+    command: str,
+    extra: Mapping[str, Any],
+    *,
+    stage_of: Path | str | None = None,
+) -> dict[str, Any] | None:
+    """Open the run directory and call main, unless the run is finished; result.json if there is one."""
+    plain = config.to_dict()
+    chosen = runs.check_resume(workdir, experiment, plain)
+    if result := runs.finished(workdir):
+        say(f"{workdir} is finished: nothing to do. Report: {runs.report_of(workdir)}")
+        return result
+    with config.unlocked():
+        config.update_from_flattened_dict(chosen)
+    runs.make_dir(workdir)
+    first = prepare_jax() == 0
+    with runs.lock(workdir) if first else contextlib.nullcontext():
+        opened = runs.open_run(
+            workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first
+        )
+        main(config, opened, **extra)
+    return runs.finished(workdir)
+
+
+# ---- processes and caches
+
+
+def _check_shared(argv: list[str]) -> None:
+    """Several processes must agree on the run directory; its default name holds the time."""
+    named = any(arg.lstrip("-").partition("=")[0] == "workdir" for arg in argv)
+    if not named and _distributed(os.environ) is not None:
+        raise UserError("Several processes share one run directory: name it with --workdir=DIR")
+
+
+def _distributed(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        return distributed_arguments(environ)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def prepare_jax() -> int:
+    """Compile cache on, jax.distributed where the environment asks for it; the index of this process."""
+    cache = compile_cache(os.environ)
+    for name, value in cache.items():
+        os.environ[name] = value
+    import jax
+
+    for name, value in cache.items():  # jax reads the environment when imported, maybe before
+        option = name.lower()
+        current = getattr(jax.config, option)
+        jax.config.update(option, type(current)(value) if isinstance(current, (int, float)) else value)
+    arguments = _distributed(os.environ)
+    if arguments is not None and not jax.distributed.is_initialized():
+        jax.distributed.initialize(**arguments)
+    return jax.process_index()
+
+
+def compile_cache(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that switch jax's compile cache on; {} when its directory cannot be written."""
+    try:
+        default = Path.home() / ".cache" / "jaxllm" / "xla"
+        path = Path(environ.get("JAX_COMPILATION_CACHE_DIR") or default)
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home directory, or a read-only one
+        return {}
+    if not os.access(path, os.W_OK):
+        return {}
+    limits = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}
+    limits = {f"JAX_PERSISTENT_CACHE_{name}": value for name, value in limits.items()}
+    return {"JAX_COMPILATION_CACHE_DIR": str(path), **{n: environ.get(n, v) for n, v in limits.items()}}
+
+
+def distributed_arguments(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of jax.distributed.initialize, {} where jax finds them itself, None for a single process."""
+    if address := environ.get("JAX_COORDINATOR_ADDRESS"):
+        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in environ]
+        if missing:
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set: also set {' and '.join(missing)}")
+        count, index = int(environ["JAX_NUM_PROCESSES"]), int(environ["JAX_PROCESS_ID"])
+        if count > 1:
+            return {"coordinator_address": address, "num_processes": count, "process_id": index}
+        return None
+    # SLURM_NTASKS also stands in a batch script that srun has not split: only the step's count means peers
+    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environ:
+        return {}
+    return {} if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 else None
+
+
+# ---- exit codes
+
+
+def guard(work: Callable[[], Any], workdir: Path | None, command: str, *, debug: bool = False) -> int:
+    """Run `work` and turn what it raises into a short message and an exit code."""
+    try:
+        work()
+        return 0
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. Continue with:  {command}", stream=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if stop.code == 75:
+            say(f"Stopped. Continue with:  {command}", stream=sys.stderr)
+        raise
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _code_of(error, workdir, command, debug)
+
+
+def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) -> int:
+    if isinstance(error, UserError):
+        return _user_error(error)
+    if getattr(error, "errno", None) in DISK_ERRORS or any(words in str(error) for words in DISK_WORDS):
+        say(f"error: the disk failed: {error}. Make room, then continue with:  {command}", stream=sys.stderr)
+        return 74
+    if not debug:
+        traceback.print_exc()
+    where = _write_crash(workdir, command)
+    say(f"error: this is a bug ({type(error).__name__}: {error}).{where}", stream=sys.stderr)
+    return 70
+
+
+def _write_crash(workdir: Path | None, command: str) -> str:
+    if workdir is None:
+        return ""
+    try:
+        path = Path(workdir) / "crash" / "traceback.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{command}\n\n{traceback.format_exc()}", encoding="utf-8")
+    except OSError:
+        return ""
+    return f" Traceback: {path}"
+
+
+def _user_error(error: Exception) -> int:
+    for line in str(error).splitlines():
+        say(f"error: {line}", stream=sys.stderr)
+    return 2
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    if code:
+        sys.exit(code)
+
+# ---- finished stages
+
+STAGES = ("pretrain", "sft", "reward", "dpo", "ppo")  # in life-cycle order
+
+
+class Loaded(NamedTuple):
+    """A run's checkpoint joined: model (of its first root), params (every root), tokenizer, config, meta, where and which step."""
+
+    model: Any
+    params: Any
+    tokenizer: Any
+    config: dict
+    meta: dict
+    workdir: Path
+    step: int
+
+
+def find_stage(run: str | Path, stage: str | None = None, default: str | None = None) -> tuple[Path, int | None]:
+    """(the directory with checkpoints, the step or None) of `<dir>[@step]`; `latest` is the newest run.
+
+    A run directory holds its own checkpoints, or a stage's in <dir>/<stage>. Without `stage`: its own, else the stage
+    `default`, else the last stage of the life cycle that can talk. UserError names what is there.
+    """
+    text, _, at = str(run).partition("@")
+    root = (Path("runs") / "latest") if text == "latest" else Path(text)
+    if at and not at.isdigit():
+        raise UserError(f"{run}: the step after @ must be a number, for example {text}@400")
+    if not root.is_dir():
+        raise UserError(f"{text}: no such run directory")
+    have = [s for s in STAGES if (root / s / "checkpoints").is_dir()]
+    own = (root / "checkpoints").is_dir()
+    step = int(at) if at else None
+    if stage and not (own and _experiment_of(root) == stage):
+        if stage not in have:
+            raise UserError(f"{text}: no stage {stage!r} with checkpoints; it has {', '.join(have) or 'none'}")
+        return root / stage, step
+    if own:
+        return root, step
+    if default in have:
+        return root / str(default), step
+    if not (talking := [s for s in have if s != "reward"]):
+        raise UserError(f"{text}: no checkpoints here, and no stage with any")
+    return root / talking[-1], step
+
+
+def _experiment_of(workdir: Path) -> str | None:
+    newest = sorted((p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
+    meta = newest[-1] / "meta" / "metadata" if newest else workdir
+    return json.loads(meta.read_text()).get("experiment") if meta.is_file() else None
+
+
+def load(
+    run: str | Path, stage: str | None = None, step: int | None = None, *, default: str | None = None, mesh: Any = None
+) -> Loaded:
+    """Model, params, tokenizer and config of a run's checkpoint (`<dir>[@step]`), the params on `mesh` when given.
+
+    UserError when there is no such checkpoint, it is damaged, or the tokenizer beside it is not the one it was trained with.
+    """
+    import jax
+
+    from jaxllm.core import sharding, spec
+    from jaxllm.data import tokenizer as tokenizers
+    from jaxllm.models import decoder, heads
+    from jaxllm.train.checkpoint import newest_meta, restore_params
+
+    where, at = find_stage(run, stage, default)
+    at = step if step is not None else at
+    meta = newest_meta(where, at)
+    fields = {k: v for k, v in meta["model"].items() if k != "family"}
+    plain = decoder.make(decoder.DecoderConfig(**fields))
+    models = {root: plain if root == "policy" else heads.with_scalar_head(plain) for root in meta["roots"]}
+    like = None
+    if mesh is not None:
+        like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.RULES)) for r, m in models.items()}
+    params, meta = restore_params(where, at, like)
+    tokenizer = tokenizers.load(where / "tokenizer")
+    if (found := tokenizers.fingerprint(tokenizer)) != meta["tokenizer"]:
+        raise UserError(
+            f"{where / 'tokenizer'}: its hash {found[:12]} is not the {meta['tokenizer'][:12]} that the checkpoint was trained "
+            "with: put the run's own tokenizer back"
+        )
+    root = "policy" if "policy" in models else meta["roots"][0]
+    return Loaded(models[root], params, tokenizer, meta["config"], meta, where, int(meta["step"]))
