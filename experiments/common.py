@@ -1,0 +1,212 @@
+"""What every experiment repeats: a stage's starting point, the mesh, the train state, checkpoints and the loop."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm import launch
+from jaxllm.core import sharding, spec
+from jaxllm.core.types import UserError
+from jaxllm.data import chat, tokenizer as tokenizers
+from jaxllm.data.loader import check_state, make_loader
+from jaxllm.losses import lm
+from jaxllm.models import decoder
+from jaxllm.report.console import progress
+from jaxllm.train import checkpoint, loop, optim
+from jaxllm.train.step import init_state, make_train_step
+
+NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "ppo": "sft"}
+
+
+def need(stage: str, given: str, config: Any, run: Any, **overrides: Any) -> str:
+    """The run that a stage starts from: what the config gives, or a run of its own at CPU size under <workdir>/<stage>."""
+    if given:
+        return given
+    run.note(f"no run given for {stage}: training one in {run.path(stage)}")
+    main = importlib.import_module(f"experiments.{stage}").main
+    if "init" not in overrides and stage in NEEDS:
+        overrides["init"] = need(NEEDS[stage], "", config, run)
+    launch.start(main, stage, {"seed": config.seed, **overrides}, run.path(stage))
+    return str(run.path(stage))
+
+
+def open_mesh(config: Any) -> Any:
+    """The mesh of the config, as a context manager that also gives it."""
+    return sharding.use(sharding.make_mesh(dict(config.mesh)))
+
+
+def born_sharded(specs: Any, seed: int, mesh: Any) -> Any:
+    """Fresh parameters, made on the devices where they stay."""
+    where = spec.shardings(specs, mesh, sharding.RULES)
+    return jax.jit(partial(spec.init, specs), out_shardings=where)(jax.random.key(seed))
+
+
+def check_batch(config: Any, mesh: Any, rows: int) -> None:
+    """UserErrors about batch sizes, before anything is compiled."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % (shards * config.accumulate):
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide over mesh data x fsdp = {shards} devices times "
+            f"accumulate={config.accumulate}: use a multiple of {shards * config.accumulate}"
+        )
+    if config.batch_size > rows:
+        raise UserError(f"config.batch_size={config.batch_size} is more than the {rows} rows of the data: lower it")
+
+
+def optimizer(config: Any, updates: int | None = None) -> Any:
+    """AdamW with warm-up and cosine over `updates` (default: config.steps)."""
+    o = config.optim
+    schedule = optim.warmup_cosine(o.lr, updates or config.steps, warmup=o.warmup, final=o.final)
+    tx = optim.adamw(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
+    return tx, schedule
+
+
+def jit_step(loss_fn: Any, tx: Any, state: Any, accumulate: int) -> Any:
+    """The compiled train step: it donates the state and leaves it where it was."""
+    where = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(make_train_step(loss_fn, tx, accumulate=accumulate), donate_argnums=0, out_shardings=(where, None))
+
+
+def new_state(params: Any, tx: Any, mesh: Any, trainable: str = ".*") -> tuple[Any, Any]:
+    """(state, frozen) with every leaf on the mesh: the optimizer's moments lie like their parameters, counters everywhere."""
+    state, frozen = init_state(params, tx, trainable)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    place = lambda x: x if isinstance(x.sharding, jax.sharding.NamedSharding) else jax.device_put(x, everywhere)  # noqa: E731
+    return jax.tree.map(place, state), frozen
+
+
+def fit(
+    config: Any, run: Any, *, mesh: Any, columns: Any, tokenizer: Any, model: Any, state: Any, frozen: Any, step_fn: Any,
+    schedule: Callable, evaluate: Callable | None = None, tokens_per_step: int = 0, last: dict | None = None,
+) -> Any:  # fmt: skip
+    """Restore or begin, then run the loop to config.steps with logs, checkpoints and a live line; the trained state.
+
+    `last`, when given, receives the last logged metrics.
+    """
+    loader = make_loader(
+        columns, config.batch_size, config.seed, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    tokenizers.save(tokenizer, run.path("tokenizer"))
+    meta = {
+        "experiment": run.experiment, "model": decoder.to_dict(model.config), "roots": sorted(state.params),
+        "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,
+    }  # fmt: skip
+    store = checkpoint.open_checkpoints(run.workdir, keep=config.keep, warn=run.warn)
+    if (found := store.restore(state)) is not None:
+        state, data, _ = found
+        check_state(loader, data)
+        run.truncate(int(state.step))
+        run.note(f"resumed at step {int(state.step)} of {config.steps}")
+    line = progress(config.steps, run.experiment)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        loss = values.get("loss", 0.0)
+        named = {k if "/" in k else f"train/{k}": v for k, v in values.items()}
+        if last is not None:
+            last.update(named)
+        run.log(step, {**named, "train/lr": float(schedule(step - 1))})
+        line.update(step, loss, tokens_per_step)
+
+    state = loop.fit(
+        step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
+        steps=config.steps, log=log, log_every=config.log_every, evaluate=evaluate, eval_every=config.eval_every or config.steps,
+        save=lambda s: store.save(s, loader.state(int(s.step)), meta), save_every=config.save_every,
+        save_seconds=config.save_seconds,
+    )  # fmt: skip
+    line.close()
+    store.close()
+    return state
+
+
+def fit_lm(config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokenizer: Any, rows: Any, eval_rows: Any) -> dict:
+    """Next-token training of `policy` on packed rows, evaluated on others: pretraining and SFT. The last evaluation."""
+    check_batch(config, mesh, len(rows["tokens"]))
+    tx, schedule = optimizer(config)
+    state, frozen = new_state({"policy": params}, tx, mesh)
+    loss_fn = lm.loss(model)
+    evaluator = jax.jit(lambda params, batch: loss_fn(params, batch, None)[1])
+    size = config.batch_size if len(eval_rows["tokens"]) >= config.batch_size else mesh.shape["data"] * mesh.shape["fsdp"]
+    final: dict[str, float] = {}
+
+    def evaluate(step: int, params: Any) -> None:
+        values = loop.evaluate_means(evaluator, params, eval_batches(eval_rows, size, mesh))
+        final.update({f"eval/{k}": v for k, v in values.items()})
+        run.log(step, final)
+
+    fit(
+        config, run, mesh=mesh, columns=rows, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
+        step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
+        tokens_per_step=config.batch_size * config.data.length,
+    )  # fmt: skip
+    return final
+
+
+def print_report(run: Any, what: str, report: dict) -> None:
+    """One line on how data became rows, with everything that was cut or left out."""
+    run.note(
+        f"{what}: {report['examples']:,} examples in {report['rows']:,} rows, {report['tokens']:,} tokens "
+        f"({report['trained_tokens']:,} trained), fill {report['fill']:.0%}, truncated {report['truncated']}, "
+        f"dropped {report['dropped']}, without a trained token {report['untrained']}"
+    )
+
+
+def hold_out(rows: list, share: float, seed: int) -> tuple[list, list]:
+    """A seeded split of rows into (train, held out), at least one row held out."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    n = max(1, int(len(rows) * share))
+    return [rows[i] for i in order[n:]], [rows[i] for i in order[:n]]
+
+
+def take(columns: Any, index: Any) -> Any:
+    """Some rows of nested columns."""
+    return jax.tree.map(lambda x: x[index], columns)
+
+
+def eval_batches(columns: Any, batch_size: int, mesh: Any, most: int = 16):
+    """The first whole batches of host columns, on the devices."""
+    rows = jax.tree.leaves(columns)[0].shape[0]
+    for start in range(0, min(rows // batch_size, most) * batch_size, batch_size):
+        yield sharding.put_batch(take(columns, slice(start, start + batch_size)), mesh)
+
+
+def preference_rows(config: Any, run: Any) -> tuple[list, list, str, str]:
+    """(train rows, held-out rows, where they come from, the SFT run to start from)."""
+    from jaxllm.data.pairs import normalise_pair
+    from jaxllm.data.text import read_rows
+
+    start = need("sft", config.init, config, run)
+    if config.data.path:
+        rows, where = read_rows(config.data.path), str(config.data.path)
+        pairs = [normalise_pair(r, f"{where} row {i + 1}") for i, r in enumerate(rows)]
+        if config.data.eval_path:
+            return pairs, [normalise_pair(r, config.data.eval_path) for r in read_rows(config.data.eval_path)], where, start
+        return *hold_out(pairs, 0.1, config.seed), where, start
+    collected = Path(need("pairs", "", config, run, init=start))
+    train, held_out = (read_rows(collected / f"{name}.jsonl") for name in ("train", "held_out"))
+    return train, held_out, str(collected / "train.jsonl"), start
+
+
+def same_tokenizer(policy: Any, judge: Any) -> None:
+    """UserError when two checkpoints do not read the same ids."""
+    a, b = policy.meta["tokenizer"], judge.meta["tokenizer"]
+    if a != b:
+        raise UserError(
+            f"{judge.workdir} was trained with tokenizer {b[:12]} ({judge.tokenizer.vocab_size} ids), {policy.workdir} with "
+            f"{a[:12]} ({policy.tokenizer.vocab_size} ids): train the reward model from the same run"
+        )
+
+
+def rows_of(config: Any, own: Callable[[], list[dict]]) -> tuple[list[dict], str]:
+    """(rows, where they come from): the file of config.data.path, or the built-in ones."""
+    if not config.data.path:
+        return own(), "the instr world"
+    from jaxllm.data.text import read_rows
+
+    return read_rows(config.data.path), str(config.data.path)

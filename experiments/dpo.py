@@ -1,0 +1,43 @@
+"""Direct preference optimisation from a fine-tuned model; the reference's log-probabilities are columns of the data.
+
+    python -m experiments.dpo --config.init=runs/sft --config.data.path=pairs.jsonl
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from experiments import common
+from jaxllm import launch
+from jaxllm.data import pairs
+from jaxllm.losses import preference
+from jaxllm.train.annotate import with_reference_logps
+
+
+def main(config, run):
+    train, _, where, start = common.preference_rows(config, run)
+    with common.open_mesh(config) as mesh:
+        base = launch.load(start, default="sft", mesh=mesh)
+        columns, report = pairs.encode_pairs(base.tokenizer, train, config.data.length)
+        common.print_report(run, where, report)
+        common.check_batch(config, mesh, report["rows"])
+        score = jax.jit(partial(preference.sequence_logps, base.model))
+        columns = with_reference_logps(score, base.params["policy"], columns, config.batch_size)
+        tx, schedule = common.optimizer(config)
+        # a copy: the step donates its parameters, and the reference's belong to `base`
+        state, frozen = common.new_state({"policy": jax.tree.map(jnp.copy, base.params["policy"])}, tx, mesh)
+        loss_fn = preference.loss(base.model, preference.dpo, beta=config.beta, nll_weight=config.nll_weight)
+        final: dict[str, float] = {}
+        common.fit(
+            config, run, mesh=mesh, columns=columns, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
+            step_fn=common.jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule,
+            tokens_per_step=2 * config.batch_size * config.data.length, last=final,
+        )  # fmt: skip
+    run.finish(final, [])
+
+
+if __name__ == "__main__":
+    launch.run(main, "dpo")

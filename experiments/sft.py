@@ -1,0 +1,40 @@
+"""Fine-tune a pretrained decoder on conversations: the loss is on the assistant's tokens and its end token only.
+
+    python -m experiments.sft --config.init=runs/pretrain
+    python -m experiments.sft --config.init=runs/pretrain --config.data.path=chats.jsonl
+"""
+
+from __future__ import annotations
+
+from experiments import common
+from jaxllm import launch
+from jaxllm.data import chat, pack
+from jaxllm.worlds import instr
+
+
+def encode(config, run, tokenizer, conversations, where, what):
+    """Packed rows of conversations."""
+    examples = [chat.encode_chat(tokenizer, chat.normalise(r, f"{where} row {i + 1}")) for i, r in enumerate(conversations)]
+    columns, report = pack.pack(examples, config.data.length)
+    pack.check_report(report, where)
+    common.print_report(run, what, report)
+    return columns, report
+
+
+def main(config, run):
+    conversations, where = common.rows_of(config, lambda: instr.demonstrations(config.data.rows, seed=config.seed))
+    train, held_out = common.hold_out(conversations, config.data.held_out, config.seed)
+    start = common.need("pretrain", config.init, config, run)
+    with common.open_mesh(config) as mesh:
+        base = launch.load(start, default="pretrain", mesh=mesh)
+        columns, report = encode(config, run, base.tokenizer, train, where, "train")
+        eval_columns, _ = encode(config, run, base.tokenizer, held_out, where, "held out")
+        final = common.fit_lm(
+            config, run, mesh=mesh, model=base.model, params=base.params["policy"], tokenizer=base.tokenizer,
+            rows=columns, eval_rows=eval_columns,
+        )  # fmt: skip
+    run.finish({**final, "data/fill": report["fill"]}, [])
+
+
+if __name__ == "__main__":
+    launch.run(main, "sft")
