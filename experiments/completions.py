@@ -23,12 +23,15 @@ class Completions(NamedTuple):
 
 
 def prompt_columns(tokenizer: Any, prompts: list, max_prompt: int, where: str = "prompts") -> dict[str, np.ndarray]:
-    """{tokens [n, max_prompt], lengths [n]} of chat prompts with the generation prompt. UserError when one is too long."""
+    """{tokens [n, p], lengths [n]} of chat prompts with the generation prompt, p the longest rounded up to a multiple of 4.
+
+    UserError when one is longer than max_prompt.
+    """
     ids = [p if isinstance(p, np.ndarray) else chat.prompt_ids(tokenizer, p) for p in prompts]
     if (longest := max(map(len, ids))) > max_prompt:
         row = max(range(len(ids)), key=lambda i: len(ids[i]))
         raise UserError(f"{where} row {row + 1} has {longest} tokens, more than max_prompt={max_prompt}: raise it or shorten the row")
-    tokens = np.zeros((len(ids), max_prompt), np.int32)
+    tokens = np.zeros((len(ids), min(-(-longest // 4) * 4, max_prompt)), np.int32)
     for row, x in zip(tokens, ids, strict=True):
         row[: len(x)] = x
     return {"tokens": tokens, "lengths": np.array([len(x) for x in ids], np.int32)}

@@ -22,6 +22,7 @@ def main(config, run):
     with common.open_mesh(config) as mesh:
         base = launch.load(start, default="sft", mesh=mesh)
         columns, report = pairs.encode_pairs(base.tokenizer, train, config.data.length)
+        columns = common.trimmed(columns)
         common.print_report(run, where, report)
         common.check_batch(config, mesh, report["rows"])
         score = jax.jit(partial(preference.sequence_logps, base.model))

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import common, completions
 from jaxllm import launch
+from jaxllm.core.types import UserError
 from jaxllm.worlds import instr
 
 
@@ -46,6 +47,8 @@ def main(config, run):
         "train": collect(loaded, tasks[: config.prompts], config, config.seed),
         "held_out": collect(loaded, tasks[config.prompts :], config, config.seed + 1),
     }
+    if not rows["train"]:
+        raise UserError(f"{start}: no pair whose completions differ in reward: train the SFT model longer (--config.steps)")
     for name, part in rows.items():
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part)
         run.path(f"{name}.jsonl").write_text(text, encoding="utf-8")

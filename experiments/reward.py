@@ -24,6 +24,7 @@ def main(config, run):
         model = heads.with_scalar_head(base.model)
         columns, report = pairs.encode_pairs(base.tokenizer, train, config.data.length)
         eval_columns, _ = pairs.encode_pairs(base.tokenizer, held_out, config.data.length)
+        columns = common.trimmed(columns)
         common.print_report(run, where, report)
         common.check_batch(config, mesh, report["rows"])
         fresh = common.born_sharded(model.specs, config.seed, mesh)

@@ -59,12 +59,17 @@ def whiten(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, (values - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
 
 
+def _ratio(logps: jax.Array, logps_old: jax.Array) -> jax.Array:
+    """pi / pi_old, capped at exp(20): an overflow would turn the clipped branch's gradient 0 into 0 * inf = nan."""
+    return jnp.exp(jnp.minimum(logps - logps_old, 20.0))
+
+
 def ppo_policy(logps: jax.Array, logps_old: jax.Array, advantages: jax.Array, *, clip: float) -> jax.Array:
     """-min(rho A, clip(rho, 1 - clip, 1 + clip) A) with rho = exp(log pi - log pi_old) (arXiv 1707.06347, equation 7).
 
     Limits: at log pi = log pi_old the gradient is the policy gradient -A grad log pi; clip -> inf never clips.
     """
-    ratio = jnp.exp(logps - logps_old)
+    ratio = _ratio(logps, logps_old)
     return -jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
 
 
@@ -101,7 +106,7 @@ def loss(
 
 def _metrics(logps: Any, old: Any, values: Any, policy: Any, value: Any, batch: Batch, entropy: Any, clip: float, value_clip: float):
     """TRL's names for what happened inside an update."""
-    mask, ratio = batch["mask"], jnp.exp(logps - old)
+    mask, ratio = batch["mask"], _ratio(logps, old)
     return {
         "loss/policy_avg": mean_of(policy, mask),
         "loss/value_avg": mean_of(value, mask),

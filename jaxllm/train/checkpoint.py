@@ -116,13 +116,25 @@ def restore_params(workdir: Path | str, step: int | None = None, like: Params | 
     where = _step_directory(workdir, step)
     meta = json.loads((where / "meta" / "metadata").read_text())
     with ocp.StandardCheckpointer() as checkpointer:
+        stored = _stored(checkpointer, where / "params")
         if like is None:
-            stored = checkpointer.metadata(where / "params").item_metadata.tree
             here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), stored)
         else:
-            _check_shapes(where, like, checkpointer.metadata(where / "params").item_metadata.tree)
+            _check_shapes(where, like, stored)
         return checkpointer.restore(where / "params", like), meta
+
+
+def _stored(checkpointer: Any, where: Path) -> Any:
+    """Shapes and dtypes of an item, without Orbax's warning that the item is not a whole checkpoint."""
+    from absl import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return checkpointer.metadata(where).item_metadata.tree
+    finally:
+        logging.set_verbosity(level)
 
 
 def _check_shapes(where: Path, like: Params, stored: Any) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 
 from jaxllm.core import spec
 from jaxllm.models import decoder, heads
-from tests.models.tiny import LLAMA, documents, record, weights
+from tests.models.tiny import LLAMA, documents, fast_jit, record, weights
 
 MODEL = decoder.make(LLAMA)
 SCALAR = heads.with_scalar_head(MODEL)
@@ -13,10 +13,11 @@ RECORD = record([[d] for d in documents([5, 8])], 8)
 
 
 def test_every_score_is_zero_at_the_start_and_can_move():
-    params = jax.jit(lambda k: spec.init(SCALAR.specs, k))(jax.random.key(0))
-    scores = jax.jit(lambda p: heads.scalars(SCALAR, p, RECORD))
+    scalar = spec.init({"scalar": SCALAR.specs["scalar"]}, jax.random.key(0))
+    params = heads.graft(scalar, weights(MODEL.specs))
+    scores = fast_jit(lambda p: heads.scalars(SCALAR, p, RECORD))
     np.testing.assert_array_equal(scores(params), np.zeros((2, 8)))
-    grads = jax.jit(jax.grad(lambda p: heads.scalars(SCALAR, p, RECORD)[0, 3]))(params)
+    grads = fast_jit(jax.grad(lambda p: heads.scalars(SCALAR, p, RECORD)[0, 3]))(params)
     assert np.abs(grads["scalar"]["kernel"]).max() > 0.1 and grads["scalar"]["bias"][0] == 1
 
 

@@ -1,9 +1,12 @@
 """Tiny decoders in both styles, with weights that hide nothing, and sequence records for them."""
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.core import spec
+from jaxllm.core.tree import map_paths
 from jaxllm.models.decoder import DecoderConfig
 
 LLAMA = DecoderConfig(
@@ -21,21 +24,20 @@ GPT2 = DecoderConfig(
     vocab_size=50, max_length=32, d_model=16, n_layers=2, n_heads=2, d_ff=32,
     positions="learned", norm="layernorm", activation="gelu", bias=True,
 )  # fmt: skip
+# compiles in half the time; the mathematics is the same
+fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 STYLES = {"gpt2": GPT2, "llama": LLAMA}
 
 
 def weights(specs, seed=0):
-    """Initial values plus noise, so that no bias is 0, no scale is 1 and no embedding is small."""
+    """Random weights from numpy: no bias is 0, no scale is 1, no embedding is small."""
+    rng = np.random.default_rng(seed)
 
-    @jax.jit
-    def make(key):
-        params = spec.init(specs, key)
-        leaves, treedef = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-        noisy = [x + 0.2 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-        return jax.tree.unflatten(treedef, noisy)
+    def one(path, leaf):
+        noise = 0.3 * rng.normal(size=leaf.shape).astype(np.float32)
+        return jnp.asarray(1 + noise if path.endswith("/scale") else noise)
 
-    return make(jax.random.key(seed))
+    return map_paths(one, specs)
 
 
 def record(rows, length, mask=None):

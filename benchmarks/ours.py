@@ -1,0 +1,99 @@
+"""The contender: this library, as its experiments use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import shape as given
+from benchmarks.shape import Shape
+from jaxllm.core import spec
+from jaxllm.core.types import Model
+from jaxllm.generate.decode import generate as complete
+from jaxllm.losses import lm
+from jaxllm.models import decoder
+from jaxllm.models.presets import preset
+from jaxllm.train.optim import adamw
+from jaxllm.train.step import init_state, make_train_step
+
+
+def _model(shape: Shape) -> Model:
+    return decoder.make(
+        preset(
+            "gpt2", vocab_size=shape.vocab, max_length=shape.length, d_model=shape.width, n_layers=shape.layers,
+            n_heads=shape.heads, d_ff=4 * shape.width,
+        )
+    )  # fmt: skip
+
+
+def _params(shape: Shape) -> dict:
+    """The given weights as this library's tree."""
+    w = given.weights(shape)
+    n, d, h = shape.layers, shape.width, shape.heads
+
+    def dense(name: str) -> dict:
+        return {"kernel": w[f"{name}_kernel"], "bias": w[f"{name}_bias"]}
+
+    def norm(name: str) -> dict:
+        return {"scale": w[f"{name}_scale"], "bias": w[f"{name}_bias"]}
+
+    kernels = np.split(w["qkv_kernel"].reshape(n, d, 3 * h, d // h), 3, axis=2)
+    biases = np.split(w["qkv_bias"].reshape(n, 3 * h, d // h), 3, axis=1)
+    attention = {k: {"kernel": a, "bias": b} for k, a, b in zip("qkv", kernels, biases, strict=True)}
+    attention["o"] = {"kernel": w["out_kernel"].reshape(n, h, d // h, d), "bias": w["out_bias"]}
+    layers = {
+        "attention_norm": norm("norm1"), "attention": attention,
+        "ffn_norm": norm("norm2"), "ffn": {"up": dense("up"), "down": dense("down")},
+    }  # fmt: skip
+    tree = {"embed": {"tokens": w["wte"], "positions": w["wpe"]}, "layers": layers, "final_norm": norm("norm")}
+    return jax.tree.map(jnp.array, tree)  # copied: the steps donate them
+
+
+def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
+    """The train step of `experiments.pretrain`."""
+    model = _model(shape)
+    tx = adamw(
+        given.LEARNING_RATE, b1=given.B1, b2=given.B2, eps=given.EPS,
+        weight_decay=given.WEIGHT_DECAY, clip_norm=given.CLIP_NORM,
+    )  # fmt: skip
+    step = jax.jit(make_train_step(lm.loss(model), tx), donate_argnums=0)
+    state, frozen = init_state({"policy": _params(shape)}, tx)
+    segments, mask = np.ones((shape.batch, shape.length), np.int32), np.ones((shape.batch, shape.length), bool)
+    rng = jax.random.key(0)
+    done = 0
+
+    def advance() -> dict:
+        nonlocal state, done
+        tokens, targets = given.batch(shape, done)
+        record = {"tokens": tokens, "targets": targets, "segments": segments, "mask": mask}
+        state, metrics = step(state, frozen, record, rng)
+        done += 1
+        return metrics
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            advance()
+        jax.block_until_ready(state)
+
+    losses = [float(advance()["loss"].value()) for _ in range(given.CHECKED_STEPS)]
+    return {"parameters": spec.count(model.specs), "losses": losses}, run
+
+
+def generate(shape: Shape) -> tuple[dict, Callable[[int], None]]:
+    """Greedy decoding without a stop token."""
+    model, params = _model(shape), _params(shape)
+    sample = jax.jit(partial(complete, model, max_new_tokens=shape.new_tokens, temperature=0.0))
+    lengths, key = jnp.full(shape.rows, shape.prompt), jax.random.key(0)
+
+    def once() -> np.ndarray:
+        return np.asarray(sample(params, given.prompts(shape), lengths, key).tokens)
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            once()
+
+    return {"parameters": spec.count(model.specs), "tokens": once().tolist()}, run
