@@ -12,10 +12,12 @@ import jax
 import numpy as np
 
 from jaxllm import launch
-from jaxllm.core import sharding, spec
+from jaxllm.core import sharding, spec, tree
 from jaxllm.core.types import UserError
 from jaxllm.data import chat, tokenizer as tokenizers
 from jaxllm.data.loader import check_state, make_loader
+from jaxllm.data.pairs import normalise_pair
+from jaxllm.data.text import read_rows
 from jaxllm.losses import lm
 from jaxllm.models import decoder
 from jaxllm.report.console import progress
@@ -48,16 +50,30 @@ def born_sharded(specs: Any, seed: int, mesh: Any) -> Any:
     return jax.jit(partial(spec.init, specs), out_shardings=where)(jax.random.key(seed))
 
 
-def check_batch(config: Any, mesh: Any, rows: int) -> None:
-    """UserErrors about batch sizes, before anything is compiled."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % (shards * config.accumulate):
+def check_batch(config: Any, rows: int) -> None:
+    """UserErrors about batch sizes, before anything is trained or compiled."""
+    mesh = sharding.make_mesh(dict(config.mesh))
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
+    if config.batch_size % shards:
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over mesh data x fsdp = {shards} devices times "
-            f"accumulate={config.accumulate}: use a multiple of {shards * config.accumulate}"
+            f"config.batch_size={config.batch_size} does not divide over mesh.data x mesh.fsdp x accumulate = {shards}: "
+            f"use a multiple of {shards}"
         )
     if config.batch_size > rows:
         raise UserError(f"config.batch_size={config.batch_size} is more than the {rows} rows of the data: lower it")
+
+
+def check_length(model: Any, length: int, names: str) -> None:
+    """UserError when sequences would be longer than the model's context."""
+    if length > model.config.max_length:
+        raise UserError(f"{names}={length} is longer than the model's context of {model.config.max_length} tokens: lower it")
+
+
+def check_columns(columns: Any, vocab_size: int) -> None:
+    """UserError when any token id is outside the vocabulary: JAX would clamp it silently."""
+    for path, leaf in tree.flatten(columns).items():
+        if path.rpartition("/")[2] in ("tokens", "targets"):
+            tokenizers.check_ids(leaf, vocab_size, f"column {path}")
 
 
 def optimizer(config: Any, updates: int | None = None) -> Any:
@@ -90,6 +106,7 @@ def fit(
 
     `last`, when given, receives the last logged metrics.
     """
+    check_columns(columns, tokenizer.vocab_size)
     loader = make_loader(
         columns, config.batch_size, config.seed, process_index=jax.process_index(), process_count=jax.process_count()
     )
@@ -127,7 +144,8 @@ def fit(
 
 def fit_lm(config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokenizer: Any, rows: Any, eval_rows: Any) -> dict:
     """Next-token training of `policy` on packed rows, evaluated on others: pretraining and SFT. The last evaluation."""
-    check_batch(config, mesh, len(rows["tokens"]))
+    check_length(model, config.data.length, "config.data.length")
+    check_batch(config, len(rows["tokens"]))
     tx, schedule = optimizer(config)
     state, frozen = new_state({"policy": params}, tx, mesh)
     loss_fn = lm.loss(model)
@@ -184,20 +202,21 @@ def eval_batches(columns: Any, batch_size: int, mesh: Any, most: int = 16):
 
 
 def preference_rows(config: Any, run: Any) -> tuple[list, list, str, str]:
-    """(train rows, held-out rows, where they come from, the SFT run to start from)."""
-    from jaxllm.data.pairs import normalise_pair
-    from jaxllm.data.text import read_rows
-
+    """(train rows, held-out rows, where they come from, the SFT run to start from). The user's file is read first."""
+    where = config.data.path
+    rows = named_pairs(where) if where else []
+    kept = named_pairs(config.data.eval_path) if config.data.eval_path else []
+    check_batch(config, len(rows) or config.batch_size)
     start = need("sft", config.init, config, run)
-    if config.data.path:
-        rows, where = read_rows(config.data.path), str(config.data.path)
-        pairs = [normalise_pair(r, f"{where} row {i + 1}") for i, r in enumerate(rows)]
-        if config.data.eval_path:
-            return pairs, [normalise_pair(r, config.data.eval_path) for r in read_rows(config.data.eval_path)], where, start
-        return *hold_out(pairs, 0.1, config.seed), where, start
+    if where:
+        return *((rows, kept) if kept else hold_out(rows, 0.1, config.seed)), where, start
     collected = Path(need("pairs", "", config, run, init=start))
-    train, held_out = (read_rows(collected / f"{name}.jsonl") for name in ("train", "held_out"))
-    return train, held_out, str(collected / "train.jsonl"), start
+    return named_pairs(collected / "train.jsonl"), named_pairs(collected / "held_out.jsonl"), str(collected / "train.jsonl"), start
+
+
+def named_pairs(path: str | Path) -> list[dict]:
+    """Preference rows of a file; errors name the file and the row."""
+    return [normalise_pair(r, f"{path} row {i + 1}") for i, r in enumerate(read_rows(path))]
 
 
 def same_tokenizer(policy: Any, judge: Any) -> None:
@@ -214,6 +233,4 @@ def rows_of(config: Any, own: Callable[[], list[dict]]) -> tuple[list[dict], str
     """(rows, where they come from): the file of config.data.path, or the built-in ones."""
     if not config.data.path:
         return own(), "the instr world"
-    from jaxllm.data.text import read_rows
-
     return read_rows(config.data.path), str(config.data.path)

@@ -24,12 +24,13 @@ from jaxllm.train.online import make_online_step, masked_sum
 from jaxllm.worlds import instr
 
 
-def prompts_of(config, tokenizer):
-    """Prompt columns from rows with `prompt`, or of the instr world."""
+def prompts_of(config):
+    """(prompts, where they come from): rows with `prompt`, or tasks of the instr world."""
     rows, where = common.rows_of(config, lambda: instr.tasks("train", config.data.rows, seed=config.seed + 7))
-    if any("prompt" not in r for r in rows):
-        raise UserError(f"{where}: PPO needs rows with a `prompt` column")
-    return completions.prompt_columns(tokenizer, [r["prompt"] for r in rows], config.max_prompt, where)
+    for i, row in enumerate(rows):
+        if "prompt" not in row:
+            raise UserError(f"{where} row {i + 1}: PPO needs a `prompt` column, the row has {', '.join(row)}")
+    return [r["prompt"] for r in rows], where
 
 
 def make_prepare(config, model, scalars):
@@ -80,14 +81,16 @@ def reward_scale(config, sample, params, scalars, reward_params, prompts):
 
 
 def main(config, run):
+    texts, where = prompts_of(config)
+    common.check_batch(config, len(texts))
     start = common.need("sft", config.init, config, run)
     reward_run = common.need("reward", config.reward_model, config, run, init=start)
     with common.open_mesh(config) as mesh:
         base = launch.load(start, default="sft", mesh=mesh)
         judge = launch.load(reward_run, "reward", mesh=mesh)
         common.same_tokenizer(base, judge)
-        prompts = prompts_of(config, base.tokenizer)
-        common.check_batch(config, mesh, len(prompts["lengths"]))
+        common.check_length(base.model, config.max_prompt + config.max_new_tokens, "config.max_prompt + config.max_new_tokens")
+        prompts = completions.prompt_columns(base.tokenizer, texts, config.max_prompt, where)
         scalars = partial(heads.scalars, heads.with_scalar_head(base.model))
         sample = completions.sampler(
             base.model, base.tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature

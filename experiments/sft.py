@@ -14,7 +14,7 @@ from jaxllm.worlds import instr
 
 def encode(config, run, tokenizer, conversations, where, what):
     """Packed rows of conversations."""
-    examples = [chat.encode_chat(tokenizer, chat.normalise(r, f"{where} row {i + 1}")) for i, r in enumerate(conversations)]
+    examples = [chat.encode_chat(tokenizer, messages) for messages in conversations]
     columns, report = pack.pack(examples, config.data.length)
     pack.check_report(report, where)
     common.print_report(run, what, report)
@@ -22,7 +22,9 @@ def encode(config, run, tokenizer, conversations, where, what):
 
 
 def main(config, run):
-    conversations, where = common.rows_of(config, lambda: instr.demonstrations(config.data.rows, seed=config.seed))
+    rows, where = common.rows_of(config, lambda: instr.demonstrations(config.data.rows, seed=config.seed))
+    conversations = [chat.normalise(r, f"{where} row {i + 1}") for i, r in enumerate(rows)]
+    common.check_batch(config, len(rows))
     train, held_out = common.hold_out(conversations, config.data.held_out, config.seed)
     start = common.need("pretrain", config.init, config, run)
     with common.open_mesh(config) as mesh:

@@ -220,8 +220,9 @@ def make_dir(workdir: Path | str) -> None:
 def check_resume(workdir: Path | str, experiment: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the run in `workdir` chose itself; UserError when its config is another one."""
     workdir = Path(workdir)
-    if not (workdir / "config.json").exists():
-        return {}
+    begun = ("metrics.jsonl", "chosen.json", "result.json")
+    if not (workdir / "config.json").exists() or not any((workdir / name).exists() for name in begun):
+        return {}  # nothing was trained yet: a run that was refused may be given other settings
     stored, env, chosen = (read_json(workdir / name) for name in ("config.json", "env.json", "chosen.json"))
     if (before := env.get("experiment", experiment)) != experiment:
         raise _user_error(f"Cannot resume {workdir}: it is a run of {before}, not {experiment}. {_ELSEWHERE}")

@@ -66,6 +66,7 @@ def open_checkpoints(workdir: Path | str, *, keep: int = 2, warn: Callable[[str]
 
     def restore(like: TrainState) -> tuple[TrainState, dict, dict] | None:
         found = good_steps(directory, warn)
+        manager.reload()  # it must forget the steps that were moved aside, or it skips saving them again without a word
         if not found:
             return None
         abstract = jax.tree.map(_abstract, like)

@@ -11,6 +11,7 @@ from jaxllm.core.spec import Spec
 from jaxllm.core.types import UserError
 
 NORMAL = jax.nn.initializers.normal(1.0)
+GOLDEN = [-0.68328613, -0.13655533, -0.20991491, 1.5626664]
 
 
 def tree():
@@ -30,6 +31,13 @@ def test_adding_a_leaf_moves_no_other():
     for path in (("a", "kernel"), ("b", "kernel"), ("b", "bias")):
         np.testing.assert_array_equal(before[path[0]][path[1]], after[path[0]][path[1]])
     assert not np.array_equal(before["a"]["kernel"], before["b"]["kernel"])
+
+
+def test_golden_initial_values():
+    """Initial values are part of a run's identity: a seed must give the same model next year."""
+    got = np.asarray(spec.init(tree(), jax.random.key(0))["a"]["kernel"])
+    message = f"initial values moved: if on purpose, put {got[0].tolist()} here and say so in the commit"
+    np.testing.assert_allclose(got[0], GOLDEN, rtol=1e-5, err_msg=message)
 
 
 def test_another_key_draws_other_values():

@@ -1,0 +1,210 @@
+"""Checkpoints: exact, restorable without jaxllm and on another mesh, and never silently damaged."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxllm.core import sharding
+from jaxllm.core.types import TrainState, UserError
+from jaxllm.train import checkpoint
+
+
+def make(step, scale=1.0):
+    """A state with odd shapes, several dtypes and values that identify their step."""
+    x = np.arange(24, dtype=np.float32).reshape(4, 6) * scale + step
+    params = {"policy": {"w": jnp.asarray(x), "half": jnp.asarray(x[:, :2], jnp.bfloat16)}}
+    return TrainState(
+        jnp.int32(step), params, {"mu": jax.tree.map(jnp.zeros_like, params), "count": jnp.int32(step)}
+    )
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert [x.dtype for x in jax.tree.leaves(a)] == [x.dtype for x in jax.tree.leaves(b)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory with checkpoints of steps 2 and 4, and its warnings."""
+    with_steps(tmp_path, 2, 4)
+    return tmp_path
+
+
+def with_steps(workdir, *steps, keep=5):
+    opened = checkpoint.open_checkpoints(workdir, keep=keep)
+    for step in steps:
+        opened.save(make(step), {"seed": 1, "step": step}, {"config": {"a": [1, 2]}})
+    opened.close()
+
+
+def reopen(workdir, like=None):
+    warnings = []
+    opened = checkpoint.open_checkpoints(workdir, warn=warnings.append)
+    try:
+        return opened.restore(make(0) if like is None else like), warnings
+    finally:
+        opened.close()
+
+
+def test_what_is_saved_is_restored_exactly(run):
+    (state, data, meta), warnings = reopen(run)
+    equal(state, make(4))
+    assert data == {"seed": 1, "step": 4} and meta == {"config": {"a": [1, 2]}, "step": 4} and not warnings
+    assert {p.name for p in (run / "checkpoints" / "4").iterdir() if p.is_dir()} >= {
+        "params",
+        "opt_state",
+        "data",
+        "meta",
+    }
+    assert checkpoint.newest_meta(run, step=2)["step"] == 2
+
+
+def test_an_empty_directory_restores_nothing(tmp_path):
+    assert reopen(tmp_path)[0] is None
+    with pytest.raises(UserError, match="no a?.*checkpoint.*there is none"):
+        checkpoint.restore_params(tmp_path)
+
+
+def test_keep_bounds_what_stays(tmp_path):
+    with_steps(tmp_path, 1, 2, 3, 4, keep=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == ["3", "4"]
+
+
+def test_params_restore_alone_and_by_step(run):
+    params, meta = checkpoint.restore_params(run)
+    equal(params, make(4).params)
+    assert meta["step"] == 4
+    equal(checkpoint.restore_params(run, step=2)[0], make(2).params)
+    with pytest.raises(UserError, match=r"no checkpoint 3.*it has steps \[2, 4\]"):
+        checkpoint.restore_params(run, step=3)
+
+
+def test_params_restore_with_plain_orbax_in_three_lines(run):
+    import orbax.checkpoint as ocp
+
+    params = ocp.StandardCheckpointer().restore(run / "checkpoints" / "4" / "params")
+    equal(params, make(4).params)
+
+
+def test_restore_on_another_mesh(tmp_path):
+    def placed(state, **sizes):
+        mesh = sharding.make_mesh(sizes)
+        split, whole = NamedSharding(mesh, P("fsdp", "tensor")), NamedSharding(mesh, P())
+        return jax.tree.map(lambda x: jax.device_put(x, split if x.ndim == 2 else whole), state)
+
+    opened = checkpoint.open_checkpoints(tmp_path)
+    opened.save(placed(make(3), fsdp=2, tensor=2), {}, {})
+    opened.close()
+    like = placed(make(0), fsdp=4)
+    (state, _, _), _ = reopen(tmp_path, like)
+    equal(state, make(3))
+    assert state.params["policy"]["w"].sharding == like.params["policy"]["w"].sharding
+    assert state.params["policy"]["w"].addressable_shards[0].data.shape == (1, 6)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like.params
+    )
+    params, _ = checkpoint.restore_params(tmp_path, like=abstract)
+    assert params["policy"]["w"].sharding == like.params["policy"]["w"].sharding
+    equal(checkpoint.restore_params(tmp_path)[0], make(3).params)  # and on one device, from the mesh's files
+
+
+def test_buffers_may_be_donated_right_after_saving(tmp_path):
+    state = TrainState(jnp.int32(1), {"w": jnp.ones((512, 512))}, {"m": jnp.zeros((512, 512))})
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = step(state)
+    opened = checkpoint.open_checkpoints(tmp_path)
+    opened.save(state, {}, {})
+    for _ in range(5):
+        state = step(state)
+    opened.close()
+    (restored, _, _), _ = reopen(tmp_path, state)
+    assert int(restored.step) == 2 and float(state.params["w"][0, 0]) == 7
+    assert (np.asarray(restored.params["w"]) == 2).all() and (np.asarray(restored.opt_state["m"]) == 1).all()
+
+
+def largest_file(directory: Path) -> Path:
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(directory):
+    file = largest_file(directory)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(directory):
+    file = largest_file(directory)
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def delete(directory):
+    largest_file(directory).unlink()
+
+
+def drop_item(directory):
+    shutil.rmtree(directory)
+
+
+DAMAGE = [(flip, "crc32"), (truncate, "bytes, expected"), (delete, "is missing"), (drop_item, "is missing")]
+
+
+@pytest.mark.parametrize("harm,says", DAMAGE, ids=[f.__name__ for f, _ in DAMAGE])
+def test_a_damaged_checkpoint_is_moved_aside_and_the_older_one_used(run, harm, says):
+    harm(run / "checkpoints" / "4" / "params")
+    (state, data, _), warnings = reopen(run)
+    equal(state, make(2))
+    assert data["step"] == 2
+    assert len(warnings) == 1 and says in warnings[0] and "4.corrupt" in warnings[0]
+    assert (run / "checkpoints" / "4.corrupt").is_dir() and not (run / "checkpoints" / "4").exists()
+
+
+@pytest.mark.parametrize("item", ["opt_state", "data", "meta"])
+def test_every_item_is_checked(run, item):
+    flip(run / "checkpoints" / "4" / item)
+    (state, _, _), warnings = reopen(run)
+    assert int(state.step) == 2 and len(warnings) == 1 and f"{item}/" in warnings[0]
+
+
+def test_training_goes_on_after_damage_and_saves_that_step_again(run):
+    flip(run / "checkpoints" / "4" / "params")
+    warnings = []
+    opened = checkpoint.open_checkpoints(run, keep=2, warn=warnings.append)
+    assert int(opened.restore(make(0))[0].step) == 2
+    opened.save(make(4, scale=2.0), {"step": 4}, {})
+    opened.save(make(6), {"step": 6}, {})
+    opened.close()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()) == ["4", "6"]
+    equal(checkpoint.restore_params(run, step=4)[0], make(4, scale=2.0).params)
+
+
+def test_when_all_are_damaged_nothing_is_trained_on(run):
+    for step in ("2", "4"):
+        flip(run / "checkpoints" / step / "params")
+    with pytest.raises(UserError, match=r"all of \[2, 4\] are damaged.*--workdir") as error:
+        reopen(run)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_without_manifest_is_used(run):
+    """Committed by Orbax, killed before the manifest was written."""
+    (run / "checkpoints" / "4" / checkpoint.MANIFEST).unlink()
+    (state, _, _), warnings = reopen(run)
+    assert int(state.step) == 4 and not warnings
+    with_steps(run, 6)
+    assert (run / "checkpoints" / "4" / checkpoint.MANIFEST).exists()
+
+
+def test_another_architecture_is_refused_with_its_paths(run):
+    like = jax.eval_shape(lambda: {"policy": {"w": jnp.zeros((4, 7)), "new": jnp.zeros(3)}})
+    with pytest.raises(UserError) as error:
+        checkpoint.restore_params(run, like=like)
+    message = str(error.value)
+    assert "policy/w: here (4, 7), there (4, 6)" in message and "policy/new: here (3,), there None" in message
+    assert "policy/half" in message and "3 differ" in message and "\n" not in message
