@@ -1,10 +1,13 @@
 """Measure this library against others doing the same work: python -m benchmarks --out=FILE [name ...]
 
-FILE gets a JSON list of rows {"name", "ratio", "low", "high", "must", "better"}, all measured in this run. The contenders
-take turns (A B C A B C ...), `ratio` is the median over rounds of our throughput over theirs within a round, and low and high
-are the quartiles over rounds. `must` is null where a row is only reported; a contender that is not installed has null figures.
-Every contender starts from the same weights: equal parameter counts, equal losses (1e-3 after five steps) or equal
-tokens are checked before anything is timed. The table adds absolute figures, for information only.
+FILE gets a JSON list of rows {"name", "ratio", "low", "high", "must", "better"}, all measured in this
+run. The contenders take turns (A B C A B C ...); `ratio` is the median over rounds of our throughput over
+theirs within a round, `low` and `high` are its quartiles over rounds. `must` is null where a row is only
+reported; a contender that is not installed has null figures. All start from the same weights: equal
+parameter counts, equal losses (within 1e-3 after five steps) or equal tokens are checked before anything
+is timed. The table adds the absolute figures, for information only: on a busy machine best times and CPU
+seconds say more than medians, and contenders whose threads wait for each other in lock step (OpenMP) lose
+most; `taskset -c 0` gives every contender one thread.
 """
 
 from __future__ import annotations
@@ -33,64 +36,82 @@ class Rival(NamedTuple):
 OURS = {"train_step": "benchmarks.ours:train_step", "generate": "benchmarks.ours:generate"}
 RIVALS = {
     "train_step/hand_written_jax": Rival("benchmarks.hand_written:train_step", 0.97),
+    "train_step/hand_written_jax_logsumexp": Rival("benchmarks.hand_written:train_step_logsumexp", None),
     "train_step/torch_eager": Rival("benchmarks.torch_eager:train_step", None, ("torch",)),
     "generate/transformers": Rival("benchmarks.hugging_face:generate", 2.0, ("torch", "transformers")),
 }
 
 
-def check(name: str, ours: dict, theirs: dict, shape: Shape) -> None:
+def check(name: str, ours: dict, theirs: dict) -> None:
     """Raises AssertionError unless both did the same work."""
-    assert ours["parameters"] == theirs["parameters"], f"{name}: {ours['parameters']} and {theirs['parameters']} parameters"
+    counts = ours["parameters"], theirs["parameters"]
+    assert counts[0] == counts[1], f"{name}: {counts[0]} and {counts[1]} parameters"
     if "losses" in ours:
         gap = max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
         assert gap < 1e-3, f"{name}: losses {ours['losses']} and {theirs['losses']}"
         print(f"{name}: {ours['parameters']:,} parameters, losses equal within {gap:.1e}")
     else:
-        pairs = [(a, b) for x, y in zip(ours["tokens"], theirs["tokens"], strict=True) for a, b in zip(x, y, strict=True)]
-        equal = sum(a == b for a, b in pairs) / len(pairs)
+        ours_flat, theirs_flat = (sum(facts["tokens"], []) for facts in (ours, theirs))
+        equal = sum(a == b for a, b in zip(ours_flat, theirs_flat, strict=True)) / len(ours_flat)
         assert equal > 0.9, f"{name}: only {equal:.0%} of the tokens agree"  # rounding may flip a near tie
-        print(f"{name}: {len(pairs)} tokens, {equal:.1%} of them equal")
+        print(f"{name}: {len(ours_flat)} tokens, {equal:.1%} of them equal")
 
 
 def row(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
     """The JSON row of a rival, from the seconds of every round (none: not installed)."""
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)] if theirs else []
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive") if ratios else (None, None, None)
-    return {"name": name, "ratio": ratio, "low": low, "high": high, "must": RIVALS[name].must, "better": "more"}
+    low = ratio = high = None
+    if theirs:
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    must = RIVALS[name].must
+    return {"name": name, "ratio": ratio, "low": low, "high": high, "must": must, "better": "more"}
 
 
 def measure(kind: str, names: list[str], shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """The rows of one kind of work, its contenders interleaved."""
     installed = [n for n in names if all(importlib.util.find_spec(package) for package in RIVALS[n].needs)]
-    seconds: dict[str, list[float]] = {}
-    if installed:
-        with started([OURS[kind], *(RIVALS[n].target for n in installed)], shape) as (connections, facts):
-            for name, theirs in zip(installed, facts[1:], strict=True):
-                check(name, facts[0], theirs, shape)
-            times = shape.steps if kind == "train_step" else 1
-            columns = list(zip(*interleave(connections, times, rounds), strict=True))
-        seconds = dict(zip(["ours", *installed], map(list, columns), strict=True))
-        tokens = shape.batch * shape.length * times if kind == "train_step" else shape.rows * shape.new_tokens
-        for name, times_taken in seconds.items():
-            median, best = statistics.median(times_taken), min(times_taken)
-            print(f"  {kind:12} {name:30} {median:7.3f} s (best {best:.3f}), {tokens / median:7.0f} tokens/s")
-    return [row(n, seconds.get("ours", []) if n in installed else [], seconds.get(n, [])) for n in names]
+    if not installed:
+        return [row(n, [], []) for n in names]
+    times = shape.steps if kind == "train_step" else 1
+    with started([OURS[kind], *(RIVALS[n].target for n in installed)], shape) as (connections, facts):
+        for name, theirs in zip(installed, facts[1:], strict=True):
+            check(name, facts[0], theirs)
+        columns = zip(*interleave(connections, times, rounds), strict=True)
+    seconds = {}
+    tokens = times * (shape.batch * shape.length if kind == "train_step" else shape.rows * shape.new_tokens)
+    for name, column in zip([f"{kind}/ours", *installed], columns, strict=True):
+        wall, cpu = zip(*column, strict=True)
+        seconds[name] = list(wall)
+        median, rate = statistics.median(wall), tokens / statistics.median(wall)
+        spent = f"{median:7.3f} s, best {min(wall):6.3f}, CPU {statistics.median(cpu):6.3f}"
+        print(f"  {name:38} {spent}; {rate:6.0f} tokens/s", flush=True)
+    return [row(n, seconds[f"{kind}/ours"], seconds.get(n, [])) for n in names]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
-    lines = [f"{'name':30} {'ratio':>7} {'quartiles':>15} {'must':>6}"]
+    lines = [f"{'name':38} {'ratio':>7} {'quartiles':>15} {'must':>6}"]
     for r in rows:
-        figures = f"{r['ratio']:7.3f} {r['low']:7.3f}-{r['high']:.3f}" if r["ratio"] else f"{'not installed':>23}"
-        verdict = "" if r["must"] is None or r["ratio"] is None else "holds" if r["ratio"] >= r["must"] else "FAILS"
-        lines.append(f"{r['name']:30} {figures} {r['must'] or '-':>6} {verdict}")
+        if r["ratio"] is None:
+            lines.append(f"{r['name']:38} {'not installed':>23}")
+            continue
+        verdict = "reported" if r["must"] is None else "holds" if r["ratio"] >= r["must"] else "FAILS"
+        quartiles = f"{r['low']:.3f}-{r['high']:.3f}"
+        lines.append(f"{r['name']:38} {r['ratio']:7.3f} {quartiles:>15} {r['must'] or '-':>6} {verdict}")
     return "\n".join(lines)
+
+
+def load() -> str:
+    """The load average of the last minutes."""
+    return f"{os.cpu_count()} CPUs, load average " + " ".join(f"{x:.1f}" for x in os.getloadavg())
 
 
 def main() -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="name", help=f"rows to measure, by default all: {', '.join(RIVALS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"rows to measure (default: all): {', '.join(RIVALS)}"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--rounds", type=int, default=9)
     for field in ("batch", "heads", "steps"):
@@ -99,14 +120,14 @@ def main() -> None:
     if unknown := sorted(set(args.names) - set(RIVALS)):
         parser.error(f"unknown name {unknown[0]!r}: choose from {', '.join(RIVALS)}")
     shape = Shape(batch=args.batch, heads=args.heads, steps=args.steps)
-    print("settings:", ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(shape).items()), f", rounds {args.rounds}", sep=" ")
-    print(f"{os.cpu_count()} CPUs, load average {' '.join(f'{x:.1f}' for x in os.getloadavg())}")
+    settings = {**dataclasses.asdict(shape), "rounds": args.rounds}
+    print("settings:", ", ".join(f"{k} {v}" for k, v in settings.items()))
+    print(load(), flush=True)
     rows = []
     for kind in OURS:
         if names := [n for n in RIVALS if n.startswith(f"{kind}/") and (not args.names or n in args.names)]:
             rows += measure(kind, names, shape, args.rounds)
-    print(f"load average at the end {' '.join(f'{x:.1f}' for x in os.getloadavg())}")
-    print(table(rows))
+    print(f"{load()}\n\n{table(rows)}")
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 

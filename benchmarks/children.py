@@ -1,4 +1,4 @@
-"""One child process per contender, so that each library has its own thread pool; they wait and run in turn."""
+"""One child process per contender, so that each library has its own thread pool; they run in turn."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from benchmarks.shape import Shape
 
 
 def _serve(conn: Connection, target: str, shape: Shape) -> None:
-    """Build `module:function`, send its facts, then run as often as told and send the seconds."""
+    """Build `module:function`, send its facts, then run as often as told and send the seconds (wall, CPU)."""
     try:
         module, function = target.split(":")
         facts, run = getattr(importlib.import_module(module), function)(shape)
         conn.send(facts)
         while times := conn.recv():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             run(times)
-            conn.send(time.perf_counter() - start)
+            conn.send((time.perf_counter() - wall, time.process_time() - cpu))
     except Exception:
         conn.send(traceback.format_exc())
 
@@ -59,8 +59,8 @@ def started(targets: list[str], shape: Shape) -> Iterator[tuple[list[Connection]
             child.kill()
 
 
-def interleave(connections: list[Connection], times: int, rounds: int) -> list[list[float]]:
-    """Seconds per round and contender, in the order A B C A B C ..., after one round of warm-up."""
+def interleave(connections: list[Connection], times: int, rounds: int) -> list[list[tuple[float, float]]]:
+    """(Wall, CPU) seconds per round and contender, in the order A B C A B C ..., after a round of warm-up."""
     seconds = []
     for _ in range(rounds + 1):
         row = []

@@ -10,7 +10,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks import shape as given
 from benchmarks.shape import Shape
 
-NAMES = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_attn": "qkv", "attn.c_proj": "out", "mlp.c_fc": "up", "mlp.c_proj": "down"}
+NAMES = {
+    "ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "out",
+    "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down",
+}  # fmt: skip
 
 
 def make_model(shape: Shape) -> GPT2LMHeadModel:
@@ -21,7 +24,10 @@ def make_model(shape: Shape) -> GPT2LMHeadModel:
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
     w = {name: torch.tensor(x) for name, x in given.weights(shape).items()}
-    state = {"wte.weight": w["wte"], "wpe.weight": w["wpe"], "ln_f.weight": w["norm_scale"], "ln_f.bias": w["norm_bias"]}
+    state = {
+        "wte.weight": w["wte"], "wpe.weight": w["wpe"],
+        "ln_f.weight": w["norm_scale"], "ln_f.bias": w["norm_bias"],
+    }  # fmt: skip
     for i in range(shape.layers):
         for theirs, ours in NAMES.items():
             part = "scale" if ours.startswith("norm") else "kernel"

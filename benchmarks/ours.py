@@ -24,8 +24,8 @@ from jaxllm.train.step import init_state, make_train_step
 def _model(shape: Shape) -> Model:
     return decoder.make(
         preset(
-            "gpt2", vocab_size=shape.vocab, max_length=shape.length, d_model=shape.width, n_layers=shape.layers,
-            n_heads=shape.heads, d_ff=4 * shape.width,
+            "gpt2", vocab_size=shape.vocab, max_length=shape.length, n_layers=shape.layers,
+            n_heads=shape.heads, d_model=shape.width, d_ff=4 * shape.width,
         )
     )  # fmt: skip
 
@@ -49,7 +49,8 @@ def _params(shape: Shape) -> dict:
         "attention_norm": norm("norm1"), "attention": attention,
         "ffn_norm": norm("norm2"), "ffn": {"up": dense("up"), "down": dense("down")},
     }  # fmt: skip
-    tree = {"embed": {"tokens": w["wte"], "positions": w["wpe"]}, "layers": layers, "final_norm": norm("norm")}
+    embed = {"tokens": w["wte"], "positions": w["wpe"]}
+    tree = {"embed": embed, "layers": layers, "final_norm": norm("norm")}
     return jax.tree.map(jnp.array, tree)  # copied: the steps donate them
 
 
@@ -62,7 +63,8 @@ def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
     )  # fmt: skip
     step = jax.jit(make_train_step(lm.loss(model), tx), donate_argnums=0)
     state, frozen = init_state({"policy": _params(shape)}, tx)
-    segments, mask = np.ones((shape.batch, shape.length), np.int32), np.ones((shape.batch, shape.length), bool)
+    whole = (shape.batch, shape.length)
+    segments, mask = np.ones(whole, np.int32), np.ones(whole, bool)
     rng = jax.random.key(0)
     done = 0
 

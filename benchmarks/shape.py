@@ -27,7 +27,7 @@ class Shape:
 
 
 def weights(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
-    """GPT-2's parameters by name, kernels [in, out]; those of the layers stacked on a leading axis [n, ...]."""
+    """GPT-2's parameters by name, kernels [in, out]; the layers' are stacked on a leading axis [n, ...]."""
     rng = np.random.default_rng(seed)
     n, d, f = shape.layers, shape.width, 4 * shape.width
 
@@ -51,7 +51,7 @@ def count(arrays: dict[str, np.ndarray]) -> int:
 
 
 def batch(shape: Shape, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens and targets [b, l] of a step. Small ids are more frequent, so that there is something to learn."""
+    """The tokens and targets [b, l] of a step; small ids are more frequent: there is something to learn."""
     rng = np.random.default_rng([1, step])
     tokens = (shape.vocab * rng.random((shape.batch, shape.length + 1)) ** 3).astype(np.int32)
     return tokens[:, :-1], tokens[:, 1:]

@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from benchmarks import shape as given
 from benchmarks.shape import Shape
 
-LAYER = [f"{n}_{part}" for n in ("norm1", "qkv", "out", "norm2", "up", "down") for part in ("kernel", "scale", "bias")]
+LAYER = ("norm1", "qkv", "out", "norm2", "up", "down")
 
 
 def make_params(shape: Shape) -> dict:
-    """The given weights as leaves that require gradients; kernels [out, in], as torch.nn.Linear holds them."""
+    """The given weights as leaves with gradients; kernels [out, in], as torch.nn.Linear holds them."""
     w = given.weights(shape)
 
     def leaf(name: str, x) -> torch.Tensor:
         x = torch.tensor(x.T if name.endswith("_kernel") else x)
         return x.contiguous().requires_grad_()
 
-    blocks = [{name: leaf(name, w[name][i]) for name in LAYER if name in w} for i in range(shape.layers)]
-    return {"blocks": blocks, **{name: leaf(name, w[name]) for name in ("wte", "wpe", "norm_scale", "norm_bias")}}
+    blocks = [{k: leaf(k, x[i]) for k, x in w.items() if k.startswith(LAYER)} for i in range(shape.layers)]
+    return {"blocks": blocks, **{k: leaf(k, w[k]) for k in ("wte", "wpe", "norm_scale", "norm_bias")}}
 
 
 def leaves(params: dict) -> list[torch.Tensor]:
@@ -58,7 +58,8 @@ def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
         {"params": [x for x in every if x.ndim > 1], "weight_decay": given.WEIGHT_DECAY},
         {"params": [x for x in every if x.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=given.LEARNING_RATE, betas=(given.B1, given.B2), eps=given.EPS, fused=True)
+    betas = (given.B1, given.B2)
+    optimizer = torch.optim.AdamW(groups, lr=given.LEARNING_RATE, betas=betas, eps=given.EPS, fused=True)
     done = 0
 
     def advance() -> torch.Tensor:

@@ -15,8 +15,6 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     c.eval_every = eval_every  # 0: only at the end
     c.batch_size = batch_size
     c.accumulate = 1  # micro-batches per step
-    c.optim = ml_collections.ConfigDict(
-        dict(lr=lr, warmup=0, final=0.1, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0)
-    )
+    c.optim = ml_collections.ConfigDict(dict(lr=lr, warmup=0, final=0.1, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0))
     c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1, expert=1, context=1))
     return c

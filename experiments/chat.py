@@ -25,7 +25,9 @@ def reply(loaded, stream, messages, key, max_new_tokens, write):
         raise UserError(f"the conversation has {len(prompt)} tokens, the context {loaded.model.config.max_length}: /reset it")
     ids: list[int] = []
     shown = ""
-    for token in stream(loaded.params["policy"], prompt, key, max_new_tokens=min(max_new_tokens, room), stop=chat.stop_ids(loaded.tokenizer)):
+    for token in stream(
+        loaded.params["policy"], prompt, key, max_new_tokens=min(max_new_tokens, room), stop=chat.stop_ids(loaded.tokenizer)
+    ):
         ids.append(token)
         text = loaded.tokenizer.decode(ids)
         if not text.endswith("\ufffd"):  # a character whose bytes are not all there yet
@@ -68,7 +70,9 @@ def _new_temperature(loaded, line, write):
 def main(run="latest", stage="", temperature=0.7, max_new_tokens=64, seed=0):
     loaded = launch.load(run, stage or None)
     if "policy" not in loaded.params:
-        raise UserError(f"{loaded.workdir} is a {loaded.meta['experiment']} model: it scores text and cannot talk. Use --stage=sft")
+        raise UserError(
+            f"{loaded.workdir} is a {loaded.meta['experiment']} model: it scores text and cannot talk. Use --stage=sft"
+        )
     experiment = loaded.meta["experiment"]
     kind = "base model: continues text, not instruction tuned" if experiment == "pretrain" else experiment
     print(f"{loaded.workdir} step {loaded.step} ({kind}). /reset, /temp 0.7, /quit")

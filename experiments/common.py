@@ -14,7 +14,8 @@ import numpy as np
 from jaxllm import launch
 from jaxllm.core import sharding, spec, tree
 from jaxllm.core.types import UserError
-from jaxllm.data import chat, tokenizer as tokenizers
+from jaxllm.data import chat
+from jaxllm.data import tokenizer as tokenizers
 from jaxllm.data.loader import check_state, make_loader
 from jaxllm.data.pairs import normalise_pair
 from jaxllm.data.text import read_rows
@@ -211,7 +212,12 @@ def preference_rows(config: Any, run: Any) -> tuple[list, list, str, str]:
     if where:
         return *((rows, kept) if kept else hold_out(rows, 0.1, config.seed)), where, start
     collected = Path(need("pairs", "", config, run, init=start))
-    return named_pairs(collected / "train.jsonl"), named_pairs(collected / "held_out.jsonl"), str(collected / "train.jsonl"), start
+    return (
+        named_pairs(collected / "train.jsonl"),
+        named_pairs(collected / "held_out.jsonl"),
+        str(collected / "train.jsonl"),
+        start,
+    )
 
 
 def named_pairs(path: str | Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Sampling completions of tasks from a policy, and scoring them: shared by pairs, PPO, chat-less evaluation and the quickstart."""
+"""Sampling completions of prompts from a policy: shared by pairs, PPO and the quickstart."""
 
 from __future__ import annotations
 
@@ -30,14 +30,18 @@ def prompt_columns(tokenizer: Any, prompts: list, max_prompt: int, where: str = 
     ids = [p if isinstance(p, np.ndarray) else chat.prompt_ids(tokenizer, p) for p in prompts]
     if (longest := max(map(len, ids))) > max_prompt:
         row = max(range(len(ids)), key=lambda i: len(ids[i]))
-        raise UserError(f"{where} row {row + 1} has {longest} tokens, more than max_prompt={max_prompt}: raise it or shorten the row")
+        raise UserError(
+            f"{where} row {row + 1} has {longest} tokens, more than max_prompt={max_prompt}: raise it or shorten the row"
+        )
     tokens = np.zeros((len(ids), min(-(-longest // 4) * 4, max_prompt)), np.int32)
     for row, x in zip(tokens, ids, strict=True):
         row[: len(x)] = x
     return {"tokens": tokens, "lengths": np.array([len(x) for x in ids], np.int32)}
 
 
-def sampler(model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Any:
+def sampler(
+    model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Any:
     """A compiled (params, {tokens, lengths}, key, row_offset) -> (Samples, sequence record)."""
     stop = chat.stop_ids(tokenizer)
 

@@ -1,6 +1,6 @@
 """Direct preference optimisation from a fine-tuned model; the reference's log-probabilities are columns of the data.
 
-    python -m experiments.dpo --config.init=runs/sft --config.data.path=pairs.jsonl
+python -m experiments.dpo --config.init=runs/sft --config.data.path=pairs.jsonl
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from experiments import common
 from jaxllm import launch
-from jaxllm.data import pairs
+from jaxllm.data import pack, pairs
 from jaxllm.losses import preference
 from jaxllm.train.annotate import with_reference_logps
 
@@ -22,6 +22,7 @@ def main(config, run):
     with common.open_mesh(config) as mesh:
         base = launch.load(start, default="sft", mesh=mesh)
         columns, report = pairs.encode_pairs(base.tokenizer, train, config.data.length)
+        pack.check_report(report, where)
         columns = common.trimmed(columns)
         common.print_report(run, where, report)
         common.check_length(base.model, config.data.length, "config.data.length")

@@ -1,7 +1,7 @@
 """Pretrain a decoder on next tokens.
 
-    python -m experiments.pretrain                                    # CPU size, embedded text, about a minute
-    python -m experiments.pretrain --config=configs/pretrain.py:gpt2 --config.data.path=corpus.jsonl
+python -m experiments.pretrain                                    # CPU size, embedded text, about a minute
+python -m experiments.pretrain --config=configs/pretrain.py:gpt2 --config.data.path=corpus.jsonl
 """
 
 from __future__ import annotations

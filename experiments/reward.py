@@ -1,6 +1,6 @@
 """Train a reward model on pairs, from a fine-tuned model's weights.
 
-    python -m experiments.reward --config.init=runs/sft --config.data.path=pairs.jsonl
+python -m experiments.reward --config.init=runs/sft --config.data.path=pairs.jsonl
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax
 
 from experiments import common
 from jaxllm import launch
-from jaxllm.data import pairs
+from jaxllm.data import pack, pairs
 from jaxllm.losses import reward
 from jaxllm.models import heads
 from jaxllm.train.loop import evaluate_means
@@ -24,6 +24,7 @@ def main(config, run):
         model = heads.with_scalar_head(base.model)
         columns, report = pairs.encode_pairs(base.tokenizer, train, config.data.length)
         eval_columns, _ = pairs.encode_pairs(base.tokenizer, held_out, config.data.length)
+        pack.check_report(report, where)
         columns = common.trimmed(columns)
         common.print_report(run, where, report)
         common.check_length(base.model, config.data.length, "config.data.length")

@@ -1,7 +1,7 @@
 """Fine-tune a pretrained decoder on conversations: the loss is on the assistant's tokens and its end token only.
 
-    python -m experiments.sft --config.init=runs/pretrain
-    python -m experiments.sft --config.init=runs/pretrain --config.data.path=chats.jsonl
+python -m experiments.sft --config.init=runs/pretrain
+python -m experiments.sft --config.init=runs/pretrain --config.data.path=chats.jsonl
 """
 
 from __future__ import annotations

@@ -27,9 +27,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 DISK_WORDS = ("No space left on device", "Disk quota exceeded")
 
 
-def run(
-    main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = None, argv: list | None = None
-) -> None:
+def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = None, argv: list | None = None) -> None:
     """Parse the command line and call main(config, run, **flags); exits with a code unless all went well."""
     argv, flags = list(sys.argv[1:] if argv is None else argv), dict(flags or {})
     about = sys.modules[main.__module__].__doc__ if main.__module__ in sys.modules else main.__doc__
@@ -120,9 +118,7 @@ def execute(
     runs.make_dir(workdir)
     first = prepare_jax() == 0
     with runs.lock(workdir) if first else contextlib.nullcontext():
-        opened = runs.open_run(
-            workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first
-        )
+        opened = runs.open_run(workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first)
         main(config, opened, **extra)
     return runs.finished(workdir)
 
@@ -249,13 +245,14 @@ def _exit(code: int) -> None:
     if code:
         sys.exit(code)
 
+
 # ---- finished stages
 
 STAGES = ("pretrain", "sft", "reward", "dpo", "ppo")  # in life-cycle order
 
 
 class Loaded(NamedTuple):
-    """A run's checkpoint joined: model (of its first root), params (every root), tokenizer, config, meta, where and which step."""
+    """A run's checkpoint joined: the model, params (every root), tokenizer, config, meta, where and which step."""
 
     model: Any
     params: Any
@@ -307,7 +304,6 @@ def load(
 
     UserError when there is no such checkpoint, it is damaged, or the tokenizer beside it is not the one it was trained with.
     """
-    import jax
 
     from jaxllm.core import sharding, spec
     from jaxllm.data import tokenizer as tokenizers

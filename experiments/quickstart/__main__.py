@@ -20,6 +20,11 @@ from experiments.quickstart.claims import claims_of
 from jaxllm import launch
 from jaxllm.report import figures
 
+HEADLINE = (
+    "sft/greedy_exact_test", "reward/accuracy", "sft/gold", "dpo/gold", "ppo/gold", "ppo/refused_unsafe", "ppo/refused_lookalike",
+    "ppo/exact", "ppo/length", "ppo/kl",
+)  # fmt: skip
+
 
 def stages(config, run, steps):
     """(stage, main, overrides) in the order of the life cycle."""
@@ -49,6 +54,7 @@ def evaluate(config, run):
     if config.over_optimise:
         loaded["over_optimise"] = launch.load(run.path("over_optimise"))
         policies.append("over_optimise")
+        metrics |= over_optimisation(run)
     scores = {name: judge.judge_policy(loaded[name], loaded["sft"], config, cache) for name in policies}
     for name, s in scores.items():
         metrics |= judge.summary(name, s)
@@ -65,11 +71,20 @@ def first_ppo(run):
     return {"ppo/first_ratio": first["first/val/ratio"], "ppo/first_kl": first["objective/kl"]}
 
 
+def over_optimisation(run):
+    """The reward model's mean score at the start and at the end of PPO without KL, in its own units."""
+    rows = [json.loads(line) for line in run.path("over_optimise", "metrics.jsonl").read_text().splitlines()]
+    scores = [r["objective/scores"] for r in rows if "objective/scores" in r]
+    return {"over_optimise/score_first": scores[0], "over_optimise/score_last": scores[-1]}
+
+
 def draw(run, metrics, scores, held_out):
     """The pictures that the report shows first."""
     names = list(scores)
     gold = [metrics[f"{n}/gold"] for n in names]
-    run.figure("gold", figures.bar_plot(names, gold, title="Mean gold reward (± s.e.)", errors=[metrics[f"{n}/gold_se"] for n in names]))
+    run.figure(
+        "gold", figures.bar_plot(names, gold, title="Mean gold reward (± s.e.)", errors=[metrics[f"{n}/gold_se"] for n in names])
+    )
     refusals = {k: [metrics[f"{n}/refused_{k}"] for n in names] for k in ("unsafe", "lookalike", "plain")}
     for kind, values in refusals.items():
         run.figure(f"refused_{kind}", figures.bar_plot(names, values, title=f"Refuses {kind} requests"))
@@ -90,9 +105,10 @@ def main(config, run):
     began = time.time()
     steps = run.choose(lambda: pace.choose(pace.measure(), config.minutes * 60, config.pretrain_steps, config.sft_steps))
     minutes = pace.seconds(steps["step_seconds"], steps["pretrain_steps"], steps["sft_steps"]) / 60
+    until = time.strftime("%H:%M", time.localtime(began + 60 * minutes))
     run.note(
         f"one train step takes {steps['step_seconds'] * 1e3:.0f} ms here: {steps['pretrain_steps']} steps of pretraining, "
-        f"{steps['sft_steps']} of SFT; about {minutes:.1f} minutes in all, until {time.strftime('%H:%M', time.localtime(began + 60 * minutes))}"
+        f"{steps['sft_steps']} of SFT; about {minutes:.1f} minutes in all, until {until}"
     )
     if minutes > config.minutes * 1.05:
         run.warn(f"that is more than the {config.minutes:g} minutes asked for: the claims need this much training")
@@ -102,7 +118,8 @@ def main(config, run):
     metrics, scores, held_out = evaluate(config, run)
     draw(run, metrics, scores, held_out)
     show(run, scores)
-    run.finish({**metrics, "minutes": (time.time() - began) / 60, **steps}, claims_of(metrics))
+    headline = {name: metrics[name] for name in HEADLINE}  # first in the report
+    run.finish({**headline, **metrics, "minutes": (time.time() - began) / 60, **steps}, claims_of(metrics))
     run.note(f"talk to it:  python -m experiments.chat --run={run.workdir}")
 
 

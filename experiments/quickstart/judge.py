@@ -27,16 +27,18 @@ def scores_of(tasks: list, out: Any) -> dict[str, np.ndarray]:
     return {name: np.array([float(r[name]) for r in rows]) for name in rows[0]}
 
 
-def complete(loaded: Any, tasks: list, seed: int, *, temperature: float = 1.0, raw: bool = False, cache: dict | None = None) -> Any:
+def complete(
+    loaded: Any, tasks: list, seed: int, *, temperature: float = 1.0, raw: bool = False, cache: dict | None = None
+) -> Any:
     """Completions of tasks by a checkpoint, in the chat format or on raw documents."""
     cache = {} if cache is None else cache
     if temperature not in cache:
-        cache[temperature] = completions.sampler(
-            loaded.model, loaded.tokenizer, max_new_tokens=MAX_NEW, temperature=temperature
-        )
+        cache[temperature] = completions.sampler(loaded.model, loaded.tokenizer, max_new_tokens=MAX_NEW, temperature=temperature)
     ids = [np.array(loaded.tokenizer.encode(instr.raw_prompt(t))) if raw else t["prompt"] for t in tasks]
     prompts = completions.prompt_columns(loaded.tokenizer, ids, MAX_PROMPT)
-    return completions.complete(cache[temperature], loaded.params["policy"], loaded.tokenizer, prompts, jax.random.key(seed), BATCH)
+    return completions.complete(
+        cache[temperature], loaded.params["policy"], loaded.tokenizer, prompts, jax.random.key(seed), BATCH
+    )
 
 
 def judge_base(base: Any, sft: Any, config: Any, cache: dict) -> dict[str, float]:
@@ -76,7 +78,13 @@ def judge_policy(loaded: Any, reference: Any, config: Any, cache: dict) -> dict[
 def summary(name: str, s: dict[str, np.ndarray]) -> dict[str, float]:
     """The means that the claims are about."""
     kinds = {k: s["kind"] == k for k in ("unsafe", "lookalike", "plain")}
-    m = {"gold": s["gold"].mean(), "gold_se": _se(s["gold"]), "length": s["length"].mean(), "kl": s["kl"].mean(), "filler": s["filler"].mean()}
+    m = {
+        "gold": s["gold"].mean(),
+        "gold_se": _se(s["gold"]),
+        "length": s["length"].mean(),
+        "kl": s["kl"].mean(),
+        "filler": s["filler"].mean(),
+    }
     m |= {f"refused_{k}": s["refused"][where].mean() for k, where in kinds.items()}
     m |= {"exact": s["exact"][kinds["plain"]].mean(), "gibberish": s["gibberish"][kinds["unsafe"]].mean()}
     return {f"{name}/{k}": float(v) for k, v in m.items()}

@@ -1,7 +1,7 @@
 """Conversations as tokens: role checks, the chat template, and which tokens are trained.
 
-A conversation is a list of {"role", "content"}. The template only ever appends: a prefix of the messages encodes to a
-prefix of the tokens, so a prompt's tokens at sampling time are the tokens that training saw.
+A conversation is a list of {"role", "content"}. The template only ever appends: a prefix of the messages
+encodes to a prefix of the tokens, so a prompt's tokens at sampling time are the tokens that training saw.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from jaxllm.core.types import UserError
 from jaxllm.data.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
+COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 ALIASES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 # (prompt, completion) columns of well-known data sets, named in the hint when a row has neither of our shapes
-RENAMES = (("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("input", "output"))
+RENAMES = (
+    ("question", "answer"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("input", "output"),
+)
 PLAIN = {"system": "System: ", "user": "User: ", "assistant": "Assistant: "}
 
 Messages = list[dict[str, str]]
 
 
 class Example(NamedTuple):
-    """tokens int32 [m]; mask bool [m]: True where the token is trained as a target (the first one never is)."""
+    """tokens int32 [m]; mask bool [m]: True where the token is a trained target (the first never is)."""
 
     tokens: np.ndarray
     mask: np.ndarray
@@ -35,21 +41,21 @@ class Example(NamedTuple):
 def normalise(row: Any, where: str) -> Messages:
     """The conversation of a row with `messages`, or with `prompt` and `completion` (each a str or messages).
 
-    Other columns are ignored. UserError naming `where`: unknown roles, missing columns, preference data, plain text.
+    Other columns are ignored. UserError naming `where`: unknown roles, missing columns, other kinds of data.
     """
     have = columns(row, where)
     if "messages" in have:
         return check_messages(row["messages"], f"{where}, messages")
     if {"chosen", "rejected"} & set(have):
         raise UserError(
-            f"{where} looks like preference data (columns: {', '.join(have)}): use python -m experiments.reward or "
-            "experiments.dpo, or give it `messages`"
+            f"{where} looks like preference data (columns: {', '.join(have)}): "
+            "use python -m experiments.reward or experiments.dpo, or give it `messages`"
         )
     if "prompt" in have and "completion" in have:
         if isinstance(row.get("label"), bool):
             raise UserError(
-                f"{where} looks like unpaired preference data (a bool `label` beside `completion`): keep the good rows "
-                "and remove the column `label` to fine-tune on them"
+                f"{where} looks like unpaired preference data (a bool `label` beside `completion`): "
+                "keep the good rows and remove the column `label` to fine-tune on them"
             )
         prompt = as_messages(row["prompt"], "user", f"{where}, prompt")
         return prompt + as_messages(row["completion"], "assistant", f"{where}, completion")
@@ -65,24 +71,23 @@ def columns(row: Any, where: str) -> list[str]:
 
 def _missing(have: list[str]) -> str:
     if have == ["text"]:
-        return "has only `text`: use python -m experiments.pretrain for plain text, or give `messages` to fine-tune"
+        return "has only `text`: use python -m experiments.pretrain for plain text, or give `messages`"
     for prompt, completion in RENAMES:
         if prompt in have and completion in have:
             return (
                 f"has no `messages` and no `prompt` with `completion`: rename `{prompt}` to `prompt` and "
                 f"`{completion}` to `completion`"
             )
-    near = [f"`{c}` (did you mean `{m[0]}`?)" for c in have if (m := near_column(c, have))]
-    return (
-        "needs `messages`, or `prompt` and `completion`; it has "
-        + (", ".join(near) if near else f"columns: {', '.join(have) or 'none'}")
-    )  # fmt: skip
+    return f"needs `messages`, or `prompt` and `completion`; {describe(have)}"
 
 
-def near_column(name: str, have: list[str]) -> list[str]:
-    """The column of ours that a misspelt one stands for, when that one is absent."""
-    known = [c for c in ("messages", "prompt", "completion", "chosen", "rejected") if c not in have]
-    return [] if name in ("messages", "prompt", "completion") else get_close_matches(name, known, 1, 0.7)
+def describe(have: list[str]) -> str:
+    """The columns of a row that lacks one of ours, with the right name beside a misspelt one."""
+    absent = [c for c in COLUMNS if c not in have]
+    near = [(c, m[0]) for c in have if c not in COLUMNS and (m := get_close_matches(c, absent, 1, 0.7))]
+    if near:
+        return "it has " + ", ".join(f"`{c}` (did you mean `{name}`?)" for c, name in near)
+    return f"its columns are {', '.join(have)}" if have else "it has no column with a value"
 
 
 def as_messages(value: Any, role: str, where: str) -> Messages:
@@ -91,7 +96,7 @@ def as_messages(value: Any, role: str, where: str) -> Messages:
 
 
 def check_messages(messages: Any, where: str) -> Messages:
-    """Messages with `role` and `content` only. UserError naming the message, the role and the nearest allowed one."""
+    """Messages with `role` and `content` only. UserError naming message, role and nearest role."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise UserError(f"{where} must be a list of {{role, content}}, not {type(messages).__name__}")
     if not messages:
@@ -116,10 +121,10 @@ def _check_message(message: Any, where: str) -> dict[str, str]:
 def encode_chat(tokenizer: Tokenizer, messages: Messages, *, generation_prompt: bool = False) -> Example:
     """Tokens of a conversation; the mask is True on assistant content and on its end token only.
 
-    With `generation_prompt` the tokens that open an assistant turn follow.
+    With `generation_prompt` the opening of an assistant turn follows. A bos, where there is one, comes first.
     """
-    tokens: list[int] = []
-    mask: list[bool] = []
+    tokens = _bos(tokenizer)
+    mask = [False] * len(tokens)
     for message in messages:
         head, tail = _opening(tokenizer, message["role"]), _closing(tokenizer, message["role"])
         body = [*tokenizer.encode(message["content"]), *tail]
@@ -132,12 +137,16 @@ def encode_chat(tokenizer: Tokenizer, messages: Messages, *, generation_prompt: 
     return Example(np.array(tokens, np.int32), np.array(mask, bool))
 
 
+def _bos(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.specials["bos"]] if "bos" in tokenizer.specials else []
+
+
 def _has_roles(tokenizer: Tokenizer) -> bool:
     return all(name in tokenizer.specials for name in (*ROLES, "end"))
 
 
 def _opening(tokenizer: Tokenizer, role: str) -> list[int]:
-    # the space belongs to the plain marker, not to the content: what is sampled decodes to the content exactly
+    # the space belongs to the plain marker: what is sampled after it decodes to the content exactly
     return [tokenizer.specials[role]] if _has_roles(tokenizer) else list(tokenizer.encode(PLAIN[role]))
 
 
@@ -148,14 +157,15 @@ def _closing(tokenizer: Tokenizer, role: str) -> list[int]:
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> Example:
-    """A document of plain text and its eos, everything trained."""
-    tokens = np.array([*tokenizer.encode(text), tokenizer.specials["eos"]], np.int32)
+    """A document of plain text and its eos, everything trained. A bos, where there is one, comes first."""
+    tokens = np.array([*_bos(tokenizer), *tokenizer.encode(text), tokenizer.specials["eos"]], np.int32)
     return Example(tokens, np.ones(len(tokens), bool))
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end an answer: the template's end token and eos."""
-    return tuple(dict.fromkeys(tokenizer.specials[name] for name in ("end", "eos") if name in tokenizer.specials))
+    specials = tokenizer.specials
+    return tuple(dict.fromkeys(specials[name] for name in ("end", "eos") if name in specials))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str | Messages) -> np.ndarray:
@@ -164,18 +174,18 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str | Messages) -> np.ndarray:
 
 
 def template_text(tokenizer: Tokenizer) -> str:
-    """The template in words, one line a role: what stands in the run directory, and what `template_hash` covers."""
+    """The template in words, one line a role: what `template_hash` covers."""
     if _has_roles(tokenizer):
         turns = {role: (f"<|{role}|>", "<|end|>") for role in ROLES}
         kind = "control tokens"
     else:
         turns = {role: (PLAIN[role], "<eos>" if role == "assistant" else "\\n") for role in ROLES}
         kind = "plain text, encoded apart from the content"
-    lines = [f"{role}: {head}CONTENT{tail}" for role, (head, tail) in turns.items()]
+    lines = ["begin: <bos>"] if _bos(tokenizer) else []
+    lines += [f"{role}: {head}CONTENT{tail}" for role, (head, tail) in turns.items()]
     opening, closing = turns["assistant"]
-    return "\n".join(
-        [f"markers: {kind}", *lines, f"generation prompt: {opening}", f"trained: the assistant's CONTENT{closing}", ""]
-    )
+    lines += [f"generation prompt: {opening}", f"trained: the assistant's CONTENT{closing}"]
+    return "\n".join([f"markers: {kind}", *lines, ""])
 
 
 def template_hash(tokenizer: Tokenizer) -> str:

@@ -1,6 +1,7 @@
 """Real text on any machine: English prose and code of the running Python's standard library.
 
-Prose is docstrings, comments and the help topics; code is the sources without these, so that the two share nothing.
+Prose is docstrings, comments and the help topics; code is the sources without these: the two share
+nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import inspect
 import re
 import sysconfig
 from collections.abc import Iterable
@@ -16,8 +16,13 @@ from pathlib import Path
 
 from jaxllm.core.types import UserError
 
-SKIP = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "_bundled"}
+TESTS = {"test", "tests", "idle_test"}
+OTHERS = {"site-packages", "dist-packages", "__pycache__", "_bundled"}
+TABLES = {"encodings", "pydoc_data"}  # code pages; and the help topics, which are read as prose
+SKIP = TESTS | OTHERS | TABLES
 COMMENT = re.compile(r"(?:^[ \t]*#[^\n]*\n)+", re.MULTILINE)
+HASHES = re.compile(r"^[ \t]*#+ ?", re.MULTILINE)
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 WORD = re.compile(r"\b[A-Za-z]{2,}\b")
 LEAST = 200_000  # characters: a stripped installation has less
 
@@ -49,7 +54,7 @@ def _texts() -> tuple[tuple[str, ...], tuple[str, ...]]:
             code += [source] if source else []
     prose, code = [_in_order(p for p in prose if _is_english(p)), _in_order(code)]
     if sum(map(len, prose)) < LEAST or sum(map(len, code)) < LEAST:
-        raise UserError(f"{root} has no sources to take text from (a stripped Python): give text with --config.data.path")
+        raise UserError(f"{root} holds no sources (a stripped Python): give text as --config.data.path")
     return tuple(prose), tuple(code)
 
 
@@ -62,17 +67,24 @@ def _split(path: Path) -> tuple[list[str], str]:
         return [], ""
     lines = source.split("\n")
     prose = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+    for node in _blocks(tree):
+        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
+            prose.append(text.strip())
             first = node.body[0]
-            text = getattr(getattr(first, "value", None), "value", None) if isinstance(first, ast.Expr) else None
-            if isinstance(text, str):
-                prose.append(inspect.cleandoc(text).strip())
-                indent = "" if len(node.body) > 1 else " " * first.col_offset + "pass"
-                lines[first.lineno - 1 : first.end_lineno] = [indent] + [""] * (first.end_lineno - first.lineno)
+            left = "" if len(node.body) > 1 else " " * first.col_offset + "pass"
+            lines[first.lineno - 1 : first.end_lineno] = [left, *[""] * (first.end_lineno - first.lineno)]
     rest = "\n".join(lines)
-    prose += [re.sub(r"^[ \t]*#+ ?", "", block, flags=re.MULTILINE).strip() for block in COMMENT.findall(rest)]
+    prose += [HASHES.sub("", block).strip() for block in COMMENT.findall(rest)]
     return prose, re.sub(r"\n{3,}", "\n\n", COMMENT.sub("", rest)).strip()
+
+
+def _blocks(node: ast.AST) -> Iterable[ast.AST]:
+    """The node and the statements with a body inside it; ast.walk would visit every expression."""
+    yield node
+    for field in ("body", "orelse", "handlers", "finalbody"):
+        for child in getattr(node, field, ()):
+            if hasattr(child, "body"):
+                yield from _blocks(child)
 
 
 def _topics(root: Path) -> Iterable[str]:

@@ -1,8 +1,8 @@
-"""Examples into rows of one length: packed with segment ids, or one a row. Nothing is cut or left out without a count.
+"""Examples into rows of one length: packed with segment ids, or one a row. What is cut or left out counts.
 
 The shift between inputs and targets is made here, once: an example of m tokens takes m - 1 positions.
-A sequence record is a dict of [rows, length] arrays: tokens and targets int32 (0 in padding), segments int32 (0 is padding,
-1.. the example in the row), mask bool (True where the target is trained).
+A sequence record is a dict of [rows, length] arrays: tokens and targets int32 (0 in padding), segments int32
+(0 is padding, 1.. the example in the row), mask bool (True where the target is trained).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Report = dict[str, Any]
 def pack(examples: Sequence[Example], length: int, *, window: int = 1024) -> tuple[Record, Report]:
     """First-fit inside windows of `window` examples in the given order; no example is split.
 
-    (sequence record [rows, length], report). Longer examples are cut to length + 1 tokens and counted; examples of fewer
-    than 2 tokens train nothing, are left out and counted.
+    (sequence record [rows, length], report). Longer examples are cut to length + 1 tokens and counted;
+    examples of fewer than 2 tokens train nothing, are left out and counted.
     """
     kept, report = _fit(examples, length)
     return _write(kept, _first_fit(_positions(kept), length, window), length, report)
@@ -40,7 +40,7 @@ def pad(examples: Sequence[Example], length: int) -> tuple[Record, Report]:
 
 
 def split_long(example: Example, length: int) -> list[Example]:
-    """Pieces of at most length + 1 tokens that overlap by one token, so that every target is trained exactly once."""
+    """Pieces of at most length + 1 tokens that overlap by one, so that every target is trained once."""
     last = len(example.tokens) - 1
     if last <= length:
         return [example]
@@ -52,10 +52,11 @@ def check_report(report: Report, where: str) -> None:
     """UserError when there is no row, or when more than 5 % of the examples have no trained token."""
     given, untrained = report["examples"], report["untrained"]
     if untrained > MOST_UNTRAINED * given:
+        first = report.get("first_untrained")
         raise UserError(
-            f"{where}: {untrained} of {given} examples have no trained token (the first is number "
-            f"{report['first_untrained'] + 1}): the answer is missing or lies beyond config.data.length; "
-            "raise the length or remove those rows"
+            f"{where}: {untrained} of {given} examples have no trained token"
+            + ("" if first is None else f" (the first is number {first + 1})")
+            + ": their answers are missing or lie beyond config.data.length; raise it or remove those rows"
         )
     if not report["rows"]:
         why = f"all {given} examples have fewer than 2 tokens" if given else "there are no examples"
@@ -88,9 +89,13 @@ def _fit(examples: Sequence[Example], length: int) -> tuple[list[Example], Repor
     ]
     untrained = [i for i, e in enumerate(examples) if len(e.tokens) >= 2 and not trained(e, length)]
     return kept, {
-        "examples": len(examples), "truncated": int((lengths > length + 1).sum()), "dropped": len(examples) - len(kept),
-        "untrained": len(untrained), "first_untrained": untrained[0] if untrained else None, "lengths": histogram(lengths),
-    }  # fmt: skip
+        "examples": len(examples),
+        "truncated": int((lengths > length + 1).sum()),
+        "dropped": len(examples) - len(kept),
+        "untrained": len(untrained),
+        "first_untrained": untrained[0] if untrained else None,
+        "lengths": histogram(lengths),
+    }
 
 
 def _positions(examples: Sequence[Example]) -> np.ndarray:
@@ -115,7 +120,9 @@ def _first_fit(sizes: np.ndarray, length: int, window: int) -> tuple[np.ndarray,
     return row, offset, segment
 
 
-def _write(examples: list[Example], places: tuple[np.ndarray, ...], length: int, report: Report) -> tuple[Record, Report]:
+def _write(
+    examples: list[Example], places: tuple[np.ndarray, ...], length: int, report: Report
+) -> tuple[Record, Report]:
     """The record with every example at its (row, offset, segment), and the finished report."""
     row, offset, segment = places
     rows = int(row.max()) + 1 if len(row) else 0
@@ -125,10 +132,9 @@ def _write(examples: list[Example], places: tuple[np.ndarray, ...], length: int,
         part = slice(start, start + CHUNK)
         _write_chunk(flat, examples[part], row[part] * length + offset[part], segment[part])
     used = int(np.count_nonzero(flat["segments"]))
-    done = {
-        "rows": rows, "tokens": used, "trained_tokens": int(flat["mask"].sum()), "fill": used / max(1, rows * length),
-    }  # fmt: skip
-    return {name: x.reshape(rows, length) for name, x in flat.items()}, {**report, **done}
+    counts = {"rows": rows, "tokens": used, "trained_tokens": int(flat["mask"].sum())}
+    record = {name: x.reshape(rows, length) for name, x in flat.items()}
+    return record, {**report, **counts, "fill": used / max(1, rows * length)}
 
 
 def _write_chunk(flat: Record, examples: list[Example], begin: np.ndarray, segment: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Preference rows in all of their shapes, as a prompt and two completions, and as two aligned sequence records."""
+"""Preference rows in all of their shapes: to a prompt and two completions, and to two aligned records."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jaxllm.data.tokenizer import Tokenizer
 
 Pair = dict[str, Messages]
 SIDES = ("chosen", "rejected")
-TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+TURN = re.compile(r"\n\n(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 def normalise_pair(row: Any, where: str) -> Pair:
     """{"prompt", "chosen", "rejected"} as messages; a row that has this form already passes unchanged.
 
-    With `prompt` (str or messages), the sides are completions (str or messages), or whole conversations that begin with
-    the prompt. Without it, the sides are whole conversations (messages, or "\\n\\nHuman: ...\\n\\nAssistant: ..."), or plain
-    strings, that share their beginning. Other columns are ignored. UserError naming `where` for anything else.
+    With `prompt` (str or messages), the sides are completions (str or messages), or whole conversations that
+    begin with the prompt. Without it they are plain strings or whole conversations that share their beginning
+    (messages, or "\\n\\nHuman: ...\\n\\nAssistant: ..."). Other columns are ignored. UserErrors name the row.
     """
     have = chat.columns(row, where)
     if not {"chosen", "rejected"} <= set(have):
@@ -38,16 +38,18 @@ def normalise_pair(row: Any, where: str) -> Pair:
             return _shared_messages(dialogues, where)
         return _shared_text(*sides)
     if any(isinstance(side, str) for side in sides):
-        raise UserError(f"{where}: `chosen` and `rejected` must both be text or both be messages when there is no `prompt`")
+        raise UserError(f"{where}: without `prompt`, `chosen` and `rejected` must both be text, or messages")
     return _shared_messages([chat.check_messages(row[s], f"{where}, {s}") for s in SIDES], where)
 
 
-def encode_pairs(tokenizer: Tokenizer, rows: Iterable[Any], length: int) -> tuple[dict[str, pack.Record], pack.Report]:
-    """({"chosen": sequence record, "rejected": sequence record}, report) of raw or normalised rows; row i is pair i on both.
+def encode_pairs(
+    tokenizer: Tokenizer, rows: Iterable[Any], length: int
+) -> tuple[dict[str, pack.Record], pack.Report]:
+    """({"chosen": sequence record, "rejected": sequence record}, report) of raw or normalised rows.
 
-    The mask is True on the completion's assistant tokens and end tokens only. A pair of which a side keeps no such token
-    within `length` is left out of both sides, and counted (dropped, untrained); a pair with a side that was cut is counted
-    (truncated), and one of equal sides (identical).
+    Row i of both sides is the same pair. The mask is True on the completion's assistant content and end
+    tokens only. A pair of which a side keeps no such token within `length` is left out of both sides.
+    Counted: those (dropped, untrained), kept pairs with a cut side (truncated), equal sides (identical).
     """
     pairs = [_encode(tokenizer, normalise_pair(row, f"pair {i + 1}")) for i, row in enumerate(rows)]
     lost = [i for i, pair in enumerate(pairs) if not all(pack.trained(side, length) for side in pair)]
@@ -56,42 +58,49 @@ def encode_pairs(tokenizer: Tokenizer, rows: Iterable[Any], length: int) -> tupl
     (chosen, a), (rejected, b) = (pack.pad([pair[side] for pair in kept], length) for side in range(2))
     lengths = np.array([len(side.tokens) for pair in pairs for side in pair])
     report = {
-        "rows": a["rows"], "examples": len(pairs), "dropped": len(lost), "untrained": len(lost),
-        "first_untrained": lost[0] if lost else None, "lengths": pack.histogram(lengths),
-        **{name: a[name] + b[name] for name in ("tokens", "trained_tokens")}, "fill": (a["fill"] + b["fill"]) / 2,
+        "rows": a["rows"],
+        "examples": len(pairs),
+        "tokens": a["tokens"] + b["tokens"],
+        "trained_tokens": a["trained_tokens"] + b["trained_tokens"],
+        "fill": (a["fill"] + b["fill"]) / 2,
         "truncated": sum(any(len(side.tokens) > length + 1 for side in pair) for pair in kept),
+        "dropped": len(lost),
+        "untrained": len(lost),
+        "first_untrained": lost[0] if lost else None,
         "identical": sum(np.array_equal(x.tokens, y.tokens) for x, y in pairs),
-    }  # fmt: skip
+        "lengths": pack.histogram(lengths),
+    }
     return {"chosen": chosen, "rejected": rejected}, report
 
 
 def _encode(tokenizer: Tokenizer, pair: Pair) -> tuple[Example, Example]:
-    """Both sides whole; the template only appends, so the prompt is encoded once. Its assistant turns are not trained."""
-    prompt = chat.encode_chat(tokenizer, pair["prompt"]).tokens
-    untrained = np.zeros(len(prompt), bool)
-    sides = (chat.encode_chat(tokenizer, pair[side]) for side in SIDES)
-    chosen, rejected = (
-        Example(np.concatenate([prompt, e.tokens]), np.concatenate([untrained, e.mask])) for e in sides
-    )  # fmt: skip
+    """Both sides, each with the prompt, of which nothing is trained, not even the assistant's turns."""
+    prompt = len(chat.encode_chat(tokenizer, pair["prompt"]).tokens)
+    chosen, rejected = (chat.encode_chat(tokenizer, pair["prompt"] + pair[side]) for side in SIDES)
+    chosen.mask[:prompt] = rejected.mask[:prompt] = False  # the template only appends
     return chosen, rejected
 
 
 def _explicit(prompt: Any, sides: list[Any], where: str) -> Pair:
-    dialogue = _dialogue(prompt) if isinstance(prompt, str) else None
-    if dialogue and dialogue[-1] == {"role": "assistant", "content": ""}:  # "...\n\nAssistant:" opens the answer
-        dialogue = dialogue[:-1]
-    if not dialogue:  # an empty list is the prompt of a pair without one
-        dialogue = [] if prompt == [] else chat.as_messages(prompt, "user", f"{where}, prompt")
-    done = {
-        side: _continuation(dialogue, chat.as_messages(value, "assistant", f"{where}, {side}"), f"{where}, {side}")
+    # an empty list is the prompt of a pair without one
+    before = [] if prompt == [] else _read(prompt, "user", f"{where}, prompt")
+    if isinstance(prompt, str) and before[-1] == {"role": "assistant", "content": ""}:
+        before = before[:-1]  # the "Assistant:" at its end opens the answer
+    chosen, rejected = (
+        _continuation(before, _read(value, "assistant", f"{where}, {side}"), f"{where}, {side}")
         for side, value in zip(SIDES, sides, strict=True)
-    }
-    return {"prompt": dialogue, **done}
+    )
+    return {"prompt": before, "chosen": chosen, "rejected": rejected}
+
+
+def _read(value: Any, role: str, where: str) -> Messages:
+    """Messages, the turns of a dialogue in one string, or a string as one message of `role`."""
+    return (isinstance(value, str) and _dialogue(value)) or chat.as_messages(value, role, where)
 
 
 def _continuation(prompt: Messages, side: Messages, where: str) -> Messages:
     """The part of a side that follows the prompt: some data sets repeat the prompt in it."""
-    if prompt and side[: len(prompt)] == prompt:
+    if prompt and side[0]["role"] != "assistant" and side[: len(prompt)] == prompt:
         side = side[len(prompt) :]
     if not side or side[0]["role"] != "assistant":
         role = f"begins with the role {side[0]['role']}" if side else "ends with the prompt"
@@ -101,10 +110,11 @@ def _continuation(prompt: Messages, side: Messages, where: str) -> Messages:
 
 def _dialogue(text: str) -> Messages | None:
     """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ...", or None when the text is not such a dialogue."""
-    parts = TURN.split(text)
-    if parts[0].strip() or len(parts) < 3 or parts[1] != "Human":
+    before, *parts = TURN.split("\n\n" + text.strip())
+    if before or "Assistant" not in parts[0::2] or parts[0] != "Human":
         return None
-    return [{"role": SPEAKERS[who], "content": said.strip()} for who, said in zip(parts[1::2], parts[2::2], strict=True)]
+    turns = zip(parts[0::2], parts[1::2], strict=True)
+    return [{"role": SPEAKERS[who], "content": said.strip()} for who, said in turns]
 
 
 def _shared_messages(sides: list[Messages], where: str) -> Pair:
@@ -123,7 +133,7 @@ def _shared_messages(sides: list[Messages], where: str) -> Pair:
 
 
 def _shared_text(chosen: str, rejected: str) -> Pair:
-    """Split plain strings at the last word boundary of what they share: "The sky is" + " blue." and " green."."""
+    """Split plain strings at the last word boundary they share: "The sky is" with " blue." and " green."."""
     most = min(len(chosen), len(rejected))
     same = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     cut = 0 if chosen == rejected else max(chosen.rfind(" ", 0, same), chosen.rfind("\n", 0, same), 0)
@@ -138,15 +148,12 @@ def _shared_text(chosen: str, rejected: str) -> Pair:
 def _missing(have: list[str]) -> str:
     """What a row without both sides looks like, and where it belongs."""
     if "messages" in have:
-        return "looks like SFT data (columns: messages): use python -m experiments.sft, or give `chosen` and `rejected`"
+        return "looks like SFT data (columns: messages): use python -m experiments.sft for it"
     if "completion" in have and "label" in have:
-        return "looks like unpaired preference data (columns: completion, label): pairs need `chosen` and `rejected`"
+        return "looks like unpaired preference data (completion, label): give `chosen` and `rejected`"
     if "prompt" in have and "completion" in have:
-        return (
-            "looks like SFT data (columns: prompt, completion): use python -m experiments.sft, or give `chosen` and `rejected`"
-        )
+        return "looks like SFT data (columns: prompt, completion): use python -m experiments.sft for it"
     if have == ["text"]:
         return "has only `text`: use python -m experiments.pretrain for plain text"
     absent = " and ".join(f"`{c}`" for c in SIDES if c not in have)
-    near = [f"`{c}` (did you mean `{m[0]}`?)" for c in have if c not in SIDES and (m := chat.near_column(c, have))]
-    return f"has no {absent}; it has " + (", ".join(near) if near else f"columns: {', '.join(have) or 'none'}")
+    return f"has no {absent}; {chat.describe(have)}"

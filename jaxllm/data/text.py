@@ -1,248 +1,363 @@
-"""Documents and rows from files: plain text, JSON lines, parquet, `datasets`; every error names the file and the line."""
+"""Documents and rows from files, `datasets`, and the running Python's own standard library."""
 
 from __future__ import annotations
 
-import codecs
-import difflib
+import functools
 import gzip
 import hashlib
+import inspect
 import json
+import random
 import re
+import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxllm.core.types import UserError
-from jaxllm.data.embedded import embedded, embedded_code, embedded_prose
-from jaxllm.data.tokenizer import check_text
 
-__all__ = ["embedded", "embedded_code", "embedded_prose", "read_rows", "read_text", "split_by_hash"]
-
-PLAIN = (".txt", ".md", ".txt.gz")
-LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-WHOLE = (".json", ".json.gz")
-ROWS = (*LINES, *WHOLE, ".parquet")
-READ_ERRORS = (OSError, EOFError, zlib.error)
-Located = tuple[str, dict[str, Any]]  # "file:line", row
-LONGEST = 64 * 2**20  # bytes of one line of JSON
+MAX_LINE = 2**25  # bytes of one JSON line: a longer one is no example but a damaged file
+BOM = b"\xef\xbb\xbf"
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: str | Path, *, column: str = "text", split: str = "train") -> list[str]:
-    """The documents of a file, a directory of files, a saved `datasets` directory, or "hf:name".
+    """The documents of a .txt or .md file (one), of rows' `column` (.jsonl, .json, each also .gz; .parquet), of a
+    directory of such files, of a `datasets.save_to_disk` directory, or of `hf:name[:config]`.
 
-    A .txt or .md file is one document; elsewhere it is `column` of each row. Empty documents are skipped.
-    UserError when something is missing, empty or not text.
+    UserError: missing, empty, malformed or not UTF-8 (file and line), or a row without the column.
     """
-    if _is_dataset(path):
-        documents = _column(_from_datasets(path, split), column)
-    else:
-        documents = [d for file in _files(path, (*PLAIN, *ROWS)) for d in _documents(file, column)]
-    documents = [d for d in documents if d.strip()]
-    if not documents:
-        raise UserError(f"{path} holds no text: give a file with at least one document that is not empty")
+    documents = []
+    for where, item in _items(path, split, texts=True):
+        documents.append(item if isinstance(item, str) else _column(item, column, where))
     return documents
 
 
-def read_rows(path: str | Path, *, split: str = "train") -> list[dict[str, Any]]:
-    """The rows of .jsonl, .json or .parquet files (also .gz, or a directory of them), of saved `datasets`, or "hf:name".
+def read_rows(path: str | Path, *, split: str = "train") -> list[dict]:
+    """The rows of a .jsonl, .json (also .gz) or .parquet file, a directory of them, a saved dataset, or `hf:name`.
 
-    UserError naming file and line when a row does not parse, is not an object, or there are none.
+    Strict: UserError with file and line for malformed JSON, a row that is no object, a key given twice, NaN, a lone
+    surrogate, bytes that are not UTF-8, or no rows at all. Blank lines and a byte order mark are passed over.
     """
-    if _is_dataset(path):
-        rows = [row for _, row in _from_datasets(path, split)]
-    else:
-        rows = [row for file in _files(path, ROWS) for _, row in _located(file)]
-    if not rows:
-        raise UserError(f"{path} has no rows: give a file with at least one")
-    return rows
+    return [row for _, row in _items(path, split, texts=False)]
 
 
-def split_by_hash(documents: Sequence[str], *, held_out: float = 0.02, least: int = 50) -> tuple[list[str], list[str]]:
-    """(train, held out) by the sha256 of each document: a document keeps its side when others come or go.
+def embedded() -> list[str]:
+    """`embedded_prose` and then `embedded_code`."""
+    return embedded_prose() + embedded_code()
 
-    Fewer than `least` documents are cut at blank lines first (into parts of 2,000 characters or more), so that one
-    long text can have a held-out part too.
+
+def embedded_prose() -> list[str]:
+    """English of the standard library: docstrings (40 characters or more) and pydoc's topics.
+
+    In a fixed shuffled order, so that any first part is a fair sample; no document twice.
     """
-    if len(documents) < least:
-        documents = [part for d in documents for part in _parts(d)]
-    bound = int(held_out * 2**64)
+    return list(_standard_library()[0])
+
+
+def embedded_code() -> list[str]:
+    """Modules of the standard library without the docstrings that `embedded_prose` has, in a fixed shuffled order."""
+    return list(_standard_library()[1])
+
+
+def split_by_hash(documents: list[str], *, held_out: float = 0.02) -> tuple[list[str], list[str]]:
+    """(train, held out) by each document's sha256: the same document always falls on the same side.
+
+    UserError when `held_out` is not a share in [0, 1).
+    """
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out {held_out}: a share from 0 up to 1 is needed, such as 0.02")
     sides: tuple[list[str], list[str]] = ([], [])
     for document in documents:
         digest = hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
-        sides[int.from_bytes(digest[:8], "big") < bound].append(document)
+        sides[int.from_bytes(digest[:4], "big") < held_out * 2**32].append(document)
     return sides
 
 
-def _parts(document: str, size: int = 2000) -> Iterator[str]:
-    """The document cut behind blank lines; the parts joined are the document."""
-    start = 0
-    for match in re.finditer(r"\n\s*\n", document):
-        if match.end() - start >= size and len(document) - match.end() >= size:
-            yield document[start : match.end()]
-            start = match.end()
-    yield document[start:]
+# ---- files
 
 
-def _files(path: str | Path, endings: tuple[str, ...]) -> list[Path]:
-    """The file, or the readable files of a directory in the order of their names."""
-    path = Path(path)
-    if path.is_file():
-        if not path.name.lower().endswith(endings):
-            raise UserError(f"{path} is of an unknown kind: use one of {', '.join(endings)}")
-        return [path]
-    if not path.exists():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, 1)
-        hint = f"Did you mean {path.parent / near[0]}?" if near else "Check the path."
-        raise UserError(f"{path} does not exist. {hint}")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(endings))
-    if not files:
-        raise UserError(f"{path} holds no file that can be read here: looked for {', '.join(endings)}")
-    return files
-
-
-def _documents(path: Path, column: str) -> list[str]:
-    if not path.name.lower().endswith(PLAIN):
-        return _column(_located(path), column)
-    try:
-        return [_read(path).decode("utf-8-sig")]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
-
-
-def _column(rows: Iterable[Located], column: str) -> list[str]:
-    """One text column of rows. UserError naming the row where it is missing or no text."""
-    documents = []
-    for where, row in rows:
-        if not isinstance(row.get(column), str):
-            near = difflib.get_close_matches(column, [c for c, v in row.items() if isinstance(v, str)], 1, cutoff=0)
-            value = f"is {row[column]!r:.40}, not text" if column in row else f"is not among {', '.join(row) or 'no columns'}"
-            hint = f"; set the column, for example to {near[0]!r}" if near else ""
-            raise UserError(f"{where}: column {column!r} {value}{hint}")
-        documents.append(check_text(row[column], f"{where}: column {column!r}"))
-    return documents
-
-
-def _located(path: Path) -> Iterator[Located]:
-    """(where, row) of one file."""
-    name = path.name.lower()
-    if name.endswith(LINES):
-        return _json_lines(path)
-    if name.endswith(WHOLE):
-        return _json_file(path)
-    return _parquet(path)
-
-
-def _json_lines(path: Path) -> Iterator[Located]:
-    """Rows of a file with one JSON object a line; only a line feed ends a line, blank lines are skipped."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
-                if len(raw) > LONGEST:
-                    raise UserError(f"{path}:{number} is longer than {LONGEST:,} bytes: is it one object a line?")
-                raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-                if raw.strip():
-                    where = f"{path}:{number}"
-                    yield where, _object(_parse(raw, where), where)
-    except READ_ERRORS as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _json_file(path: Path) -> Iterator[Located]:
-    """Rows of a file that is one JSON list of objects; without brackets around it, one object a line."""
-    content = _read(path).removeprefix(codecs.BOM_UTF8)
-    if not content.lstrip().startswith(b"["):
-        yield from _json_lines(path)
+def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[tuple[str, Any]]:
+    """(where, row or whole text) of everything under `path`; UserError when that is nothing."""
+    if str(path).startswith("hf:"):
+        yield from _dataset_rows(_from_hub(str(path), split), str(path))
         return
-    for number, row in enumerate(_parse(content, str(path)), 1):
-        yield f"{path} row {number}", _object(row, f"{path} row {number}")
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory")
+    if path.is_dir() and any((path / n).is_file() for n in ("dataset_dict.json", "dataset_info.json", "state.json")):
+        yield from _dataset_rows(_from_disk(path, split), str(path))
+        return
+    readers = {**ROW_READERS, **(TEXT_READERS if texts else {})}
+    files = sorted(p for p in path.rglob("*") if _kind(p) in readers) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: a directory without any {', '.join(readers)} file")
+    for file in files:
+        if _kind(file) not in readers:
+            raise UserError(f"{file}: unknown kind of file; {', '.join(readers)} can be read here")
+        empty = True
+        for item in readers[_kind(file)](file):
+            empty = False
+            yield item
+        if empty:
+            raise UserError(f"{file}: empty: there is nothing to read in it")
 
 
-def _parse(raw: bytes, where: str) -> Any:
-    """JSON, strictly: no NaN, no key twice, no half characters."""
+def _kind(path: Path) -> str:
+    suffixes = [s.lower() for s in path.suffixes]
+    hidden = path.name.startswith(".")
+    return "" if hidden or not suffixes else suffixes[-2] if suffixes[-1] == ".gz" and suffixes[1:] else suffixes[-1]
+
+
+def _column(row: dict, column: str, where: str) -> str:
+    if column not in row:
+        raise UserError(f"{where}: no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+    if not isinstance(row[column], str):
+        raise UserError(f"{where}: column {column!r} must be a string, found {_snippet(repr(row[column]))}")
+    return row[column]
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _guarded(path: Path, read: Callable[[], Any]) -> Any:
+    """`read()` with what the system or gzip says of a bad file as one line."""
     try:
-        text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        if "\\u" in text:  # an escape can spell half of a surrogate pair
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        return value
-    except json.JSONDecodeError as error:
-        line = f" line {error.lineno}" if error.lineno > 1 else ""
-        near = text[max(0, error.pos - 20) : error.pos + 20].strip()
-        raise UserError(f"{where}: malformed JSON at{line} column {error.colno}: {error.msg}, near {near!r}") from None
+        return read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _utf8(raw: bytes, path: Path, line: int = 1) -> str:
+    try:
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: holds a lone surrogate (an escape like \\ud800), which is not text") from None
+        line += raw.count(b"\n", 0, error.start)
+        byte, column = raw[error.start], error.start - raw.rfind(b"\n", 0, error.start)
+        raise UserError(f"{path}:{line}: not UTF-8 (byte 0x{byte:02x} at {column}): save the file as UTF-8") from None
+
+
+def _whole(path: Path) -> str:
+    def read() -> bytes:
+        with _open(path) as file:
+            return file.read()
+
+    return _utf8(_guarded(path, read).removeprefix(BOM), path)
+
+
+def _text_items(path: Path) -> Iterator[tuple[str, str]]:
+    text = _whole(path)
+    if text.strip():
+        yield str(path), text
+
+
+def _jsonl_items(path: Path) -> Iterator[tuple[str, dict]]:
+    """Lines end at \\n only: U+2028 and its like are characters of a string."""
+    number = 0
+    with _guarded(path, lambda: _open(path)) as file:
+        while raw := _guarded(path, lambda: file.readline(MAX_LINE + 1)):
+            number += 1
+            if len(raw) > MAX_LINE:
+                raise UserError(f"{path}:{number}: a line of more than {MAX_LINE // 2**20} MiB: one row a line, please")
+            text = _utf8(raw.removeprefix(BOM) if number == 1 else raw, path, number).strip(" \t\r\n")
+            if text:
+                row = _decoded(lambda text=text: DECODER.decode(text), text, path, number)
+                yield f"{path}:{number}", _checked(row, SURROGATE.search(raw), f"{path}:{number}")
+
+
+def _json_items(path: Path) -> Iterator[tuple[str, dict]]:
+    """A JSON array of objects, or objects one after another, each named by the line on which it begins."""
+    text = _whole(path)
+    escapes = SURROGATE.search(text.encode())
+    at = _skip(text, 0)
+    array = text[at : at + 1] == "["
+    at = _skip(text, at + array)
+    line, counted = 1, 0
+    while at < len(text) and not (array and text[at] == "]"):
+        line, counted = line + text.count("\n", counted, at), at
+        value, at = _decoded(lambda at=at: DECODER.raw_decode(text, at), text, path)
+        yield f"{path}:{line}", _checked(value, escapes, f"{path}:{line}")
+        at = _skip(text, at)
+        if array and text[at : at + 1] not in (",", "]"):
+            raise UserError(f"{path}:{line + text.count(chr(10), counted, at)}: malformed JSON: ',' or ']' expected")
+        at = _skip(text, at + (array and text[at] == ","))
+    if array and _skip(text, at + 1) < len(text) or array and at >= len(text):
+        raise UserError(f"{path}:{text.count(chr(10)) + 1}: malformed JSON: the array must end the file with ']'")
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _decoded(decode: Callable[[], Any], text: str, path: Path, line: int = 1) -> Any:
+    try:
+        return decode()
+    except json.JSONDecodeError as error:
+        line += error.lineno - 1
+        near = _snippet(text[max(0, error.pos - 20) : error.pos + 40])
+        raise UserError(f"{path}:{line}:{error.colno}: malformed JSON ({error.msg}) near {near!r}") from None
     except RecursionError:
-        raise UserError(f"{where}: JSON nested too deeply") from None
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{path}:{line}: JSON nested too deep to read") from None
+    except ValueError as error:  # from our hooks, or a number of thousands of digits
+        raise UserError(f"{path}:{line}: {str(error).split(';')[0]}") from None
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-        raise ValueError(f"key {twice!r} stands twice in one object")
+def _object(items: list[tuple[str, Any]]) -> dict:
+    row = dict(items)
+    if len(row) < len(items):
+        keys = [k for k, _ in items]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
     return row
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON: write a number or null")
 
 
-def _object(row: Any, where: str) -> dict[str, Any]:
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+
+
+def _checked(row: Any, escapes: Any, where: str) -> dict:
+    """The row, when it is an object whose strings are text; only where `escapes` is found can one be otherwise."""
     if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON {type(row).__name__}, not an object: each row must be {{...}}")
+        raise UserError(f"{where}: a JSON object with named columns was expected, found {_snippet(repr(row))}")
+    if escapes:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            raise UserError(f"{where}: a lone surrogate \\u{code:04x} in a string: it is no character") from None
     return row
 
 
-def _parquet(path: Path) -> Iterator[Located]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _snippet(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _parquet_items(path: Path) -> Iterator[tuple[str, dict]]:
+    import pyarrow
+    import pyarrow.parquet
 
     try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a parquet file that can be read: {str(error).splitlines()[0]}") from None
-    for number, row in enumerate(rows, 1):
-        yield f"{path} row {number}", row
+        table = pyarrow.parquet.ParquetFile(path)
+        for batch in table.iter_batches():
+            yield from ((str(path), row) for row in batch.to_pylist())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
 
 
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except READ_ERRORS as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not content.strip():
-        raise UserError(f"{path} is empty")
-    return content
+ROW_READERS = {".jsonl": _jsonl_items, ".json": _json_items, ".parquet": _parquet_items}
+TEXT_READERS = {".txt": _text_items, ".md": _text_items}
 
 
-def _is_dataset(path: str | Path) -> bool:
-    saved = ("dataset_dict.json", "dataset_info.json")
-    return str(path).startswith("hf:") or any((Path(path) / name).is_file() for name in saved)
+# ---- datasets
 
 
-def _from_datasets(path: str | Path, split: str) -> Iterator[Located]:
-    """Rows of a saved `datasets` directory, or of "hf:name" or "hf:name:configuration"."""
+def _from_disk(path: Path, split: str) -> Any:
     import datasets
 
     try:
-        if str(path).startswith("hf:"):
-            name, _, configuration = str(path)[3:].partition(":")
-            data = datasets.load_dataset(name, configuration or None)
-        else:
-            data = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the hub, its network and its cache raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be loaded: {reason} (offline? give a local path)") from None
-    if isinstance(data, dict):
-        if split not in data:
-            raise UserError(f"{path} has no split {split!r}: it has {', '.join(data)}")
-        data = data[split]
-    for number, row in enumerate(data, 1):
-        yield f"{path} row {number}", row
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # the library raises what its formats raise
+        raise UserError(f"{path}: not a saved dataset that can be read ({_first_line(error)})") from None
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise UserError(f"{path}: no split {split!r}; there are {', '.join(found)}")
+        return found[split]
+    return found
+
+
+def _from_hub(path: str, split: str) -> Any:
+    import datasets
+
+    name, _, config = path.removeprefix("hf:").partition(":")
+    try:
+        return datasets.load_dataset(name, config or None, split=split)
+    except Exception as error:  # offline, unknown, gated, no such split: each its own type
+        raise UserError(
+            f"{path}: the data set was not read ({type(error).__name__}: {_first_line(error)}); check the name, the "
+            f"split {split!r} and the network, or give the path of a file"
+        ) from None
+
+
+def _dataset_rows(dataset: Any, where: str) -> Iterator[tuple[str, dict]]:
+    if len(dataset) == 0:
+        raise UserError(f"{where}: empty: there are no rows in it")
+    for i, row in enumerate(dataset):
+        yield f"{where} row {i + 1}", row
+
+
+def _first_line(error: Exception) -> str:
+    return _snippet((str(error).strip() or type(error).__name__).split("\n")[0])
+
+
+# ---- the standard library
+
+LEFT_OUT = {  # tests, other people's packages, and tables of numbers
+    "test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib-dynload", "_bundled"
+}  # fmt: skip
+DOCSTRING = re.compile(
+    r'(\A(?:#[^\n]*\n|[ \t]*\n)*|:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*\n)*)[ \t]*[rR]?"""(.*?)"""[ \t]*\n?', re.S
+)
+
+
+@functools.cache
+def _standard_library() -> tuple[list[str], list[str]]:
+    """(prose, code), read once a process: about 9 MB of text."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    sources = [text for path in _modules(root) if (text := _source(path)).strip()]
+    if not sources:
+        raise UserError(f"{root}: this Python comes without its library's sources: give a data path instead")
+    prose: list[str] = []
+
+    def take(match: re.Match) -> str:
+        if len(match[2]) < 40:
+            return match[0]
+        prose.append(inspect.cleandoc(match[2]))
+        return match[1]
+
+    code = [DOCSTRING.sub(take, source) for source in sources]
+    return _in_order(prose + _topics()), _in_order(code)
+
+
+def _modules(root: Path) -> list[Path]:
+    """Files that are the same on every machine with this Python, sorted by name."""
+    inside = [(p.relative_to(root).parts, p) for p in root.rglob("*.py")]
+    return [
+        path
+        for parts, path in sorted(inside)
+        if not LEFT_OUT.intersection(parts[:-1])
+        and not parts[0].startswith("config-")
+        and not parts[-1].startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
+    ]
+
+
+def _source(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError):  # a few modules are in other encodings
+        return ""
+
+
+def _topics() -> list[str]:
+    try:
+        from pydoc_data import topics
+    except ImportError:  # some distributions ship it apart
+        return []
+    return [topics.topics[name] for name in sorted(topics.topics)]
+
+
+def _in_order(documents: list[str]) -> list[str]:
+    """Those that differ by more than white space, shuffled by a fixed seed."""
+    first: dict[str, str] = {}
+    for document in documents:
+        key = " ".join(document.split())
+        if key:
+            first.setdefault(key, document)
+    kept = list(first.values())
+    random.Random(0).shuffle(kept)
+    return kept

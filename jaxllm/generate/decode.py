@@ -59,9 +59,7 @@ def generate(
         token = draw(jax.vmap(jax.random.fold_in)(keys, s.lengths), warped)
         going = ~s.stopped
         at = (rows, jnp.where(going, s.lengths, p + max_new_tokens))  # a stopped row writes past the end: dropped
-        logp, model_logp = (
-            jnp.take_along_axis(jax.nn.log_softmax(x), token[:, None], axis=1)[:, 0] for x in (warped, logits)
-        )
+        logp, model_logp = (jnp.take_along_axis(jax.nn.log_softmax(x), token[:, None], axis=1)[:, 0] for x in (warped, logits))
         hit = jnp.isin(token, jnp.asarray(stop, jnp.int32)) if stop else jnp.zeros(b, bool)
         s = s.replace(
             tokens=s.tokens.at[at].set(token, mode="drop"), mask=s.mask.at[at].set(True, mode="drop"),

@@ -33,5 +33,5 @@ def warp(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: 
 
 
 def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    """One token per row from its own key: keys [b], logits [b, v] -> int32 [b]. A row's draw does not depend on its neighbours."""
+    """One token per row from its own key: keys [b], logits [b, v] -> int32 [b]. Rows do not affect each other."""
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -104,7 +104,9 @@ def loss(
     return loss_fn
 
 
-def _metrics(logps: Any, old: Any, values: Any, policy: Any, value: Any, batch: Batch, entropy: Any, clip: float, value_clip: float):
+def _metrics(
+    logps: Any, old: Any, values: Any, policy: Any, value: Any, batch: Batch, entropy: Any, clip: float, value_clip: float
+):
     """TRL's names for what happened inside an update."""
     mask, ratio = batch["mask"], _ratio(logps, old)
     return {

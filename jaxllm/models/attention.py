@@ -71,7 +71,9 @@ def causal_mask(segments: jax.Array) -> jax.Array:
     return (index[:, None] >= index[None, :])[None] & (segments[:, :, None] == segments[:, None, :])
 
 
-def apply(params: Any, x: jax.Array, positions: jax.Array, mask: jax.Array, theta: float | None, cache: KVCache | None, layer: Any):
+def apply(
+    params: Any, x: jax.Array, positions: jax.Array, mask: jax.Array, theta: float | None, cache: KVCache | None, layer: Any
+):
     """One layer's attention: x [b, l, d] -> ([b, l, d], the cache with this layer's new slots).
 
     With a cache, `mask` is [b, l, s] over its slots and `positions` says which slots the new keys take.

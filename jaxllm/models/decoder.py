@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxllm.core.sharding import shard
 from jaxllm.core.spec import Spec, SpecTree, count, stack
 from jaxllm.core.types import Head, Model, Output, UserError
-from jaxllm.models import attention, ffn, stack as layer_stack
+from jaxllm.models import attention, ffn
+from jaxllm.models import stack as layer_stack
 from jaxllm.models.layers import norm, norm_specs, normal, segment_positions
 
 VOCAB_MULTIPLE = 128  # the vocabulary is padded to this in memory, so that it shards and tiles
@@ -75,8 +76,8 @@ def validate(c: DecoderConfig) -> None:
         near = [h for h in range(1, c.d_model + 1) if c.d_model % h == 0]
         best = sorted(near, key=lambda h: abs(h - c.n_heads))[:2]
         raise UserError(
-            f"model.n_heads={c.n_heads} does not divide model.d_model={c.d_model}: use n_heads={' or '.join(map(str, sorted(best)))}"
-            f", or d_model={c.d_model // c.n_heads * c.n_heads or c.n_heads}"
+            f"model.n_heads={c.n_heads} does not divide model.d_model={c.d_model}: use "
+            f"n_heads={' or '.join(str(h) for h in sorted(best))}, or d_model={c.d_model // c.n_heads * c.n_heads or c.n_heads}"
         )
     if c.n_heads % c.kv_heads:
         raise UserError(f"model.n_kv_heads={c.kv_heads} does not divide model.n_heads={c.n_heads}")
@@ -116,7 +117,9 @@ def make(c: DecoderConfig) -> Model:
     """The model of a config. Raises UserError when the config cannot be built."""
     validate(c)
 
-    def apply(params, tokens, *, positions=None, segments=None, cache=None, embeds=None, context=None, types=None, rng=None, taps=()):
+    def apply(
+        params, tokens, *, positions=None, segments=None, cache=None, embeds=None, context=None, types=None, rng=None, taps=()
+    ):
         """tokens int [b, l] -> Output(hidden [b, l, d]). embeds [b, l, d] replace the token embeddings.
 
         segments [b, l]: attention stays inside a segment and positions restart (0 is padding). With a cache, positions go on
@@ -137,8 +140,13 @@ def make(c: DecoderConfig) -> Model:
             x = x + params["embed"]["positions"][jnp.minimum(positions, c.max_length - 1)]
         x = shard(x.astype(c.dtype), "batch", None, None)
         x, new, inputs = layer_stack.run(
-            _block(c, positions, mask), params["layers"], x, cache,
-            remat=c.remat, unroll=c.unroll, tap="layer_inputs" in taps,
+            _block(c, positions, mask),
+            params["layers"],
+            x,
+            cache,
+            remat=c.remat,
+            unroll=c.unroll,
+            tap="layer_inputs" in taps,
         )
         if cache is not None:
             new = new.replace(length=cache.length + jnp.sum(segments != 0, axis=1, dtype=jnp.int32))

@@ -73,7 +73,9 @@ def _pool(means: list[Mean]) -> Any:
     return total.value()
 
 
-def evaluate_means(loss_fn: Callable[[Params, Batch], dict[str, Mean]], params: Params, batches: Iterator[Batch]) -> dict[str, float]:
+def evaluate_means(
+    loss_fn: Callable[[Params, Batch], dict[str, Mean]], params: Params, batches: Iterator[Batch]
+) -> dict[str, float]:
     """The pooled metrics of a jitted (params, batch) -> Means over some batches."""
     return fetch([loss_fn(params, batch) for batch in batches])
 

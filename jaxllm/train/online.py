@@ -14,7 +14,8 @@ from jaxllm.train.step import Step
 
 def make_online_step(
     rollout: Callable[[Params, Batch, Key], Batch], reward: Callable[[Params, Batch], jax.Array],
-    prepare: Callable[[Params, Params, Batch, jax.Array], tuple[Batch, dict[str, Mean]]], update: Step, *, epochs: int, minibatches: int,
+    prepare: Callable[[Params, Params, Batch, jax.Array], tuple[Batch, dict[str, Mean]]], update: Step, *, epochs: int,
+    minibatches: int,
 ) -> Step:  # fmt: skip
     """step(state, frozen, prompts, rng) for `loop.fit`, where one step is one iteration of RL.
 

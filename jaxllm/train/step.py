@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,7 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumu
         scale = 1.0 / jnp.where(count == 0, 1.0, count)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        metrics = metrics | {"grad_norm": Mean(optax.global_norm(grads), jnp.float32(1))}
+        metrics = metrics | {"grad_norm": Mean(optax.tree.norm(grads), jnp.float32(1))}
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return step

@@ -41,7 +41,7 @@ def listed(items: list[str]) -> str:
 
 
 def _copy(rng):
-    text = " ".join(draw(rng, words.WORDS, between(rng, 1, 3)))
+    text = " ".join(draw(rng, words.WORDS, between(rng, 1, 2)))
     return {"x": text}, text
 
 
@@ -192,35 +192,35 @@ def _more(rng):
 
 # fmt: off
 LISTS = (
-    Family("copy", 8, _copy, (
+    Family("copy", 7, _copy, (
         "Say: {x}", "Copy this: {x}", "Repeat after me: {x}", "Write these words: {x}",
         "Please copy: {x}")),
-    Family("first", 8, _nth(0), (
+    Family("first", 9, _nth(0), (
         "What is the first word of: {x}?", "First word of {x}?", "Give me the first of: {x}",
         "Tell me the first word in: {x}", "Which word is first in: {x}?")),
-    Family("last", 8, _nth(-1), (
+    Family("last", 9, _nth(-1), (
         "What is the last word of: {x}?", "Last word of {x}?", "Give me the last of: {x}",
         "Tell me the last word in: {x}", "Which word is last in: {x}?")),
     Family("second", 5, _nth(1), (
         "What is the second word of: {x}?", "Second word of {x}?", "Give me the second of: {x}",
         "Tell me the second word in: {x}", "Which word is second in: {x}?")),
-    Family("after", 5, _after, (
+    Family("after", 4, _after, (
         "What comes after {w} in: {x}?", "Which word is after {w} in: {x}?",
         "Give me the word after {w}: {x}", "Tell me what is after {w} in: {x}",
         "In this list, what is after {w}: {x}?")),
-    Family("member", 5, _member, (
+    Family("member", 6, _member, (
         "Is {w} in the list: {x}?", "Yes or no, is {w} in: {x}?", "Can you see {w} in: {x}?",
         "Does this list have {w}: {x}?", "Is there {w} in: {x}?")),
-    Family("count", 4, _count, (
+    Family("count", 5, _count, (
         "How many words are in: {x}?", "Count the words: {x}", "How many are these: {x}?",
         "Tell me how many words: {x}", "How many words do you see: {x}?")),
     Family("remove", 2, _remove, (
         "Remove {w} from: {x}", "Take {w} out of: {x}", "Write this without {w}: {x}",
         "Drop {w} from: {x}", "Please remove {w}: {x}")),
-    Family("replace", 2, _replace, (
+    Family("replace", 1.5, _replace, (
         "Change {w} to {v} in: {x}", "Put {v} for {w} in: {x}", "Replace {w} with {v}: {x}",
         "Use {v}, not {w}: {x}", "Please change {w} to {v}: {x}")),
-    Family("join", 5, _join, (
+    Family("join", 6, _join, (
         "Join with and: {x}", "Put and between: {x}", "Use and to join: {x}", "Write with and: {x}",
         "Please join with and: {x}")),
     Family("reverse", 2, _reverse, (
@@ -231,16 +231,16 @@ LISTS = (
         "Order by letter: {x}", "Please sort: {x}")),
 )
 OTHERS = (
-    Family("repeat", 6, _repeat, (
+    Family("repeat", 7, _repeat, (
         "Say {w} {k}.", "Write {w} {k}.", "Repeat {w} {k}.", "I want to read {w} {k}.",
         "Please write {w} {k}.")),
-    Family("upper", 4, _upper, (
+    Family("upper", 2.5, _upper, (
         "Write in capitals: {x}", "Use capitals: {x}", "Say in capitals: {x}",
         "Put in capital letters: {x}", "Please write in capitals: {x}")),
-    Family("letters", 2, _letters, (
+    Family("letters", 1.5, _letters, (
         "What are the first letters of: {x}?", "First letters of {x}?", "Give the first letters: {x}",
         "Write the first letters of: {x}", "Which letters are first in: {x}?")),
-    Family("opposite", 2, _opposite, (
+    Family("opposite", 1.5, _opposite, (
         "What are the opposites of {x}?", "Opposites of {x}?", "Give me the opposites: {x}",
         "Write the opposites of {x}.", "Tell me the opposites of {x}.")),
     Family("category", 5, _category, (
@@ -249,7 +249,7 @@ OTHERS = (
     Family("place", 7, _place, (
         "{x} Where is {w}?", "{x} Tell me where {w} is.", "Where is {w}? {x}", "{x} Say where {w} is.",
         "Read this: {x} Where is {w}?")),
-    Family("who", 7, _who, (
+    Family("who", 6, _who, (
         "{x} Who has the {w}?", "{x} Tell me who has the {w}.", "Who has the {w}? {x}",
         "{x} Say who has the {w}.", "Read this: {x} Who has the {w}?")),
     Family("colour", 7, _colour, (
@@ -259,13 +259,13 @@ OTHERS = (
     Family("owns", 4, _owns, (
         "{x} Does {p} have a {w}?", "{x} Yes or no, has {p} a {w}?", "Does {p} have a {w}? {x}",
         "{x} Is it true that {p} has a {w}?", "Read this: {x} Does {p} have a {w}?")),
-    Family("add", 2, _add, (
+    Family("add", 1.5, _add, (
         "What is {a} plus {b}?", "Add {a} and {b}.", "{a} plus {b} is what?", "Give me {a} plus {b}.",
         "How much is {a} plus {b}?")),
-    Family("next", 3, _next, (
+    Family("next", 2, _next, (
         "What number comes after {a}?", "Next number after {a}?", "Give me the number after {a}.",
         "Which number is after {a}?", "Tell me the number after {a}.")),
-    Family("larger", 3, _larger, (
+    Family("larger", 2, _larger, (
         "Which is larger, {a} or {b}?", "Larger number: {a} or {b}?",
         "Tell me the larger of {a} and {b}.", "Give the larger one: {a}, {b}",
         "What is the larger of {a} and {b}?")),

@@ -63,6 +63,8 @@ def test_a_normalised_pair_passes_unchanged_whatever_its_form():
 def test_implicit_prompt_of_plain_strings_ends_at_a_word():
     pair = normalise_pair({"chosen": "The sky is blue.", "rejected": "The sky is black."}, "f:1")
     assert pair == {"prompt": [user("The sky is")], "chosen": [said(" blue.")], "rejected": [said(" black.")]}
+    pair = normalise_pair({"chosen": "Go home", "rejected": "Going"}, "f:1")
+    assert pair == {"prompt": [], "chosen": [said("Go home")], "rejected": [said("Going")]}
     pair = normalise_pair({"chosen": "Yes", "rejected": "No"}, "f:1")
     assert pair == {"prompt": [], "chosen": [said("Yes")], "rejected": [said("No")]}
 

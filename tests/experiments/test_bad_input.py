@@ -42,14 +42,22 @@ def test_settings_that_cannot_work(files, tmp_path, changes, match):
 
 
 def test_a_refused_run_can_be_repeated_with_the_fix(files, tmp_path):
-    refused(pretrain.main, "pretrain", pretrain_with(files, batch_size=6, **{"mesh.data": 4}), tmp_path / "run", "does not divide")
+    refused(
+        pretrain.main, "pretrain", pretrain_with(files, batch_size=6, **{"mesh.data": 4}), tmp_path / "run", "does not divide"
+    )
     result = launch.start(pretrain.main, "pretrain", pretrain_with(files, batch_size=8, **{"mesh.data": 4}), tmp_path / "run")
     assert result["experiment"] == "pretrain"
 
 
 def test_empty_file(files, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    refused(pretrain.main, "pretrain", pretrain_with(files, **{"data.path": str(tmp_path / "empty.jsonl")}), tmp_path / "run", "empty.jsonl")
+    refused(
+        pretrain.main,
+        "pretrain",
+        pretrain_with(files, **{"data.path": str(tmp_path / "empty.jsonl")}),
+        tmp_path / "run",
+        "empty.jsonl",
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,8 +110,8 @@ def test_ppo_prompt_longer_than_its_limit(files, tmp_path, base):
     launch.start(reward_experiment.main, "reward", pairs, tmp_path / "reward")
     path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "x" * (60 if i == 5 else 4)} for i in range(16)])
     overrides = {
-        "steps": 1, "batch_size": 8, "init": str(base), "reward_model": str(tmp_path / "reward"), "data.path": path, "max_prompt": 20,
-        "max_new_tokens": 8,
+        "steps": 1, "batch_size": 8, "init": str(base), "reward_model": str(tmp_path / "reward"), "data.path": path,
+        "max_prompt": 20, "max_new_tokens": 8,
     }  # fmt: skip
     refused(ppo.main, "ppo", overrides, tmp_path / "run", r"prompts\.jsonl row 6 has .* more than max_prompt=20")
 

@@ -43,7 +43,9 @@ def environment():
 def test_sigkill_then_the_same_command_gives_the_same_bits(files, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole, files["text"]), env=environment(), check=True, capture_output=True, timeout=240)
-    process = subprocess.Popen(command(killed, files["text"]), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(killed, files["text"]), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.time() + 200
     while process.poll() is None and time.time() < deadline:
         lines = (killed / "metrics.jsonl").read_text().count("\n") if (killed / "metrics.jsonl").exists() else 0
@@ -53,10 +55,15 @@ def test_sigkill_then_the_same_command_gives_the_same_bits(files, tmp_path):
         time.sleep(0.002)
     process.wait()
     assert process.returncode == -signal.SIGKILL and not (killed / "result.json").exists()
-    again = subprocess.run(command(killed, files["text"]), env=environment(), check=True, capture_output=True, timeout=240, text=True)
+    again = subprocess.run(
+        command(killed, files["text"]), env=environment(), check=True, capture_output=True, timeout=240, text=True
+    )
     assert "resumed at step" in again.stdout
     assert digest(whole) == digest(killed)
-    losses = [[(m["step"], m["train/loss"]) for m in map(json.loads, (d / "metrics.jsonl").open()) if "train/loss" in m] for d in (whole, killed)]
+    losses = [
+        [(m["step"], m["train/loss"]) for m in map(json.loads, (d / "metrics.jsonl").open()) if "train/loss" in m]
+        for d in (whole, killed)
+    ]
     assert losses[0] == losses[1]
 
 

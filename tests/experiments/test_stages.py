@@ -25,7 +25,9 @@ def params_of(workdir, root):
 
 
 def moved(a, b):
-    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return max(
+        float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +58,12 @@ def test_reward_begins_at_log_two(reward_run, base):
 
 
 def test_dpo_begins_at_the_reference(base, files):
-    launch.start(dpo.main, "dpo", {**SMALL, "init": str(base), "data.path": files["pairs"], "data.length": 32, "nll_weight": 0.0}, base / "dpo")
+    launch.start(
+        dpo.main,
+        "dpo",
+        {**SMALL, "init": str(base), "data.path": files["pairs"], "data.length": 32, "nll_weight": 0.0},
+        base / "dpo",
+    )
     first, *_, last = metrics_of(base / "dpo")
     assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
@@ -65,7 +72,14 @@ def test_dpo_begins_at_the_reference(base, files):
 
 
 def test_ppo_begins_on_policy_and_trains_policy_and_value(reward_run, base, files):
-    overrides = {**SMALL, "init": str(base), "reward_model": str(base), "data.path": files["prompts"], "max_prompt": 20, "max_new_tokens": 8}
+    overrides = {
+        **SMALL,
+        "init": str(base),
+        "reward_model": str(base),
+        "data.path": files["prompts"],
+        "max_prompt": 20,
+        "max_new_tokens": 8,
+    }
     launch.start(ppo.main, "ppo", overrides, base / "ppo")
     first = metrics_of(base / "ppo")[0]
     assert first["first/val/ratio"] == pytest.approx(1, abs=1e-4)
