@@ -10,7 +10,7 @@ def get_config(variant=None):
     c.prompts = 3072
     c.held_out = 512  # prompts whose pairs are kept for judging reward models
     c.batch_size = 256
-    c.max_prompt = 40
-    c.max_new_tokens = 32
+    c.max_prompt = 32
+    c.max_new_tokens = 36
     c.temperature = 1.0
     return c

@@ -18,8 +18,11 @@ from jaxllm.generate.stream import make_streamer
 
 
 def reply(loaded, stream, messages, key, max_new_tokens, write):
-    """Stream one answer to `write`; the whole text."""
-    prompt = chat.prompt_ids(loaded.tokenizer, messages)
+    """Stream one answer to `write`; the whole text. A base model continues the last message as plain text."""
+    if is_base(loaded):
+        prompt = loaded.tokenizer.encode(messages[-1]["content"])
+    else:
+        prompt = chat.prompt_ids(loaded.tokenizer, messages)
     room = loaded.model.config.max_length - len(prompt)
     if room < 1:
         raise UserError(f"the conversation has {len(prompt)} tokens, the context {loaded.model.config.max_length}: /reset it")
@@ -34,6 +37,11 @@ def reply(loaded, stream, messages, key, max_new_tokens, write):
             write(text[len(shown) :])
             shown = text
     return loaded.tokenizer.decode(ids)
+
+
+def is_base(loaded):
+    """Whether the checkpoint has never seen the chat template."""
+    return loaded.meta["experiment"] == "pretrain"
 
 
 def converse(loaded, lines, write, *, temperature, max_new_tokens, seed):
@@ -73,8 +81,7 @@ def main(run="latest", stage="", temperature=0.7, max_new_tokens=64, seed=0):
         raise UserError(
             f"{loaded.workdir} is a {loaded.meta['experiment']} model: it scores text and cannot talk. Use --stage=sft"
         )
-    experiment = loaded.meta["experiment"]
-    kind = "base model: continues text, not instruction tuned" if experiment == "pretrain" else experiment
+    kind = "base model: continues text, not instruction tuned" if is_base(loaded) else loaded.meta["experiment"]
     print(f"{loaded.workdir} step {loaded.step} ({kind}). /reset, /temp 0.7, /quit")
 
     def write(text):

@@ -112,6 +112,7 @@ def fit(
         columns, config.batch_size, config.seed, process_index=jax.process_index(), process_count=jax.process_count()
     )
     tokenizers.save(tokenizer, run.path("tokenizer"))
+    run.path("tokenizer", "chat_template.txt").write_text(chat.template_text(tokenizer), encoding="utf-8")
     meta = {
         "experiment": run.experiment, "model": decoder.to_dict(model.config), "roots": sorted(state.params),
         "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,

@@ -83,6 +83,8 @@ def reward_scale(config, sample, params, scalars, reward_params, prompts):
 def main(config, run):
     texts, where = prompts_of(config)
     common.check_batch(config, len(texts))
+    if config.batch_size % config.minibatches:
+        raise UserError(f"config.minibatches={config.minibatches} does not divide config.batch_size={config.batch_size}")
     start = common.need("sft", config.init, config, run)
     reward_run = common.need("reward", config.reward_model, config, run, init=start)
     with common.open_mesh(config) as mesh:

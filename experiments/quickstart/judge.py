@@ -18,7 +18,7 @@ from jaxllm.train.annotate import map_batches
 from jaxllm.worlds import instr
 
 BATCH = 256
-MAX_PROMPT, MAX_NEW = 40, 32
+MAX_PROMPT, MAX_NEW = 40, 36
 
 
 def scores_of(tasks: list, out: Any) -> dict[str, np.ndarray]:

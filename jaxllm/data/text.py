@@ -1,36 +1,39 @@
-"""Documents and rows from files, `datasets`, and the running Python's own standard library."""
+"""Documents and rows from files and `datasets`: every defect is one line that names the file and the line."""
 
 from __future__ import annotations
 
-import functools
+import difflib
 import gzip
 import hashlib
-import inspect
 import json
-import random
 import re
-import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxllm.core.types import UserError
+from jaxllm.data.embedded import embedded, embedded_code, embedded_prose
+
+__all__ = ["embedded", "embedded_code", "embedded_prose", "read_rows", "read_text", "split_by_hash"]
 
 MAX_LINE = 2**25  # bytes of one JSON line: a longer one is no example but a damaged file
 BOM = b"\xef\xbb\xbf"
-SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: str | Path, *, column: str = "text", split: str = "train") -> list[str]:
     """The documents of a .txt or .md file (one), of rows' `column` (.jsonl, .json, each also .gz; .parquet), of a
     directory of such files, of a `datasets.save_to_disk` directory, or of `hf:name[:config]`.
 
-    UserError: missing, empty, malformed or not UTF-8 (file and line), or a row without the column.
+    Documents without a visible character are passed over. UserError: missing, empty, malformed or not UTF-8 (file and
+    line), or a row without the column.
     """
-    documents = []
-    for where, item in _items(path, split, texts=True):
-        documents.append(item if isinstance(item, str) else _column(item, column, where))
+    found = _items(path, split, texts=True)
+    documents = [item if isinstance(item, str) else _column(item, column, where) for where, item in found]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise UserError(f"{path}: empty: every document in it is blank")
     return documents
 
 
@@ -43,36 +46,33 @@ def read_rows(path: str | Path, *, split: str = "train") -> list[dict]:
     return [row for _, row in _items(path, split, texts=False)]
 
 
-def embedded() -> list[str]:
-    """`embedded_prose` and then `embedded_code`."""
-    return embedded_prose() + embedded_code()
+def split_by_hash(
+    documents: Sequence[str], *, held_out: float = 0.02, least: int = 50
+) -> tuple[list[str], list[str]]:
+    """(train, held out) by each document's sha256: a document keeps its side when others come or go.
 
-
-def embedded_prose() -> list[str]:
-    """English of the standard library: docstrings (40 characters or more) and pydoc's topics.
-
-    In a fixed shuffled order, so that any first part is a fair sample; no document twice.
-    """
-    return list(_standard_library()[0])
-
-
-def embedded_code() -> list[str]:
-    """Modules of the standard library without the docstrings that `embedded_prose` has, in a fixed shuffled order."""
-    return list(_standard_library()[1])
-
-
-def split_by_hash(documents: list[str], *, held_out: float = 0.02) -> tuple[list[str], list[str]]:
-    """(train, held out) by each document's sha256: the same document always falls on the same side.
-
-    UserError when `held_out` is not a share in [0, 1).
+    Fewer than `least` documents are first cut behind blank lines into parts of 2,000 characters or more, so that one
+    long text has a held-out part too. UserError when `held_out` is not a share in [0, 1).
     """
     if not 0 <= held_out < 1:
         raise UserError(f"held_out {held_out}: a share from 0 up to 1 is needed, such as 0.02")
+    if len(documents) < least:
+        documents = [part for document in documents for part in _parts(document)]
     sides: tuple[list[str], list[str]] = ([], [])
     for document in documents:
         digest = hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()
         sides[int.from_bytes(digest[:4], "big") < held_out * 2**32].append(document)
     return sides
+
+
+def _parts(document: str, size: int = 2000) -> Iterator[str]:
+    """The document cut behind blank lines; the parts joined are the document."""
+    start = 0
+    for blank in re.finditer(r"\n[ \t\r]*\n", document):
+        if blank.end() - start >= size <= len(document) - blank.end():
+            yield document[start : blank.end()]
+            start = blank.end()
+    yield document[start:]
 
 
 # ---- files
@@ -85,7 +85,9 @@ def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[tuple[str, 
         return
     path = Path(path).expanduser()
     if not path.exists():
-        raise UserError(f"{path}: no such file or directory")
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, 1)
+        raise UserError(f"{path}: no such file or directory" + (f"; did you mean {near[0]}?" if near else ""))
     if path.is_dir() and any((path / n).is_file() for n in ("dataset_dict.json", "dataset_info.json", "state.json")):
         yield from _dataset_rows(_from_disk(path, split), str(path))
         return
@@ -112,7 +114,8 @@ def _kind(path: Path) -> str:
 
 def _column(row: dict, column: str, where: str) -> str:
     if column not in row:
-        raise UserError(f"{where}: no column {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+        there = ", ".join(map(repr, row)) or "none"
+        raise UserError(f"{where}: no column {column!r}; there are {there}: set the column")
     if not isinstance(row[column], str):
         raise UserError(f"{where}: column {column!r} must be a string, found {_snippet(repr(row[column]))}")
     return row[column]
@@ -164,20 +167,20 @@ def _jsonl_items(path: Path) -> Iterator[tuple[str, dict]]:
             text = _utf8(raw.removeprefix(BOM) if number == 1 else raw, path, number).strip(" \t\r\n")
             if text:
                 row = _decoded(lambda text=text: DECODER.decode(text), text, path, number)
-                yield f"{path}:{number}", _checked(row, SURROGATE.search(raw), f"{path}:{number}")
+                yield f"{path}:{number}", _checked(row, SURROGATE.search(text), f"{path}:{number}")
 
 
 def _json_items(path: Path) -> Iterator[tuple[str, dict]]:
     """A JSON array of objects, or objects one after another, each named by the line on which it begins."""
     text = _whole(path)
-    escapes = SURROGATE.search(text.encode())
+    escapes = SURROGATE.search(text)
     at = _skip(text, 0)
     array = text[at : at + 1] == "["
     at = _skip(text, at + array)
     line, counted = 1, 0
     while at < len(text) and not (array and text[at] == "]"):
         line, counted = line + text.count("\n", counted, at), at
-        value, at = _decoded(lambda at=at: DECODER.raw_decode(text, at), text, path)
+        value, at = _decoded(lambda at=at: DECODER.raw_decode(text, at), text, path, line)
         yield f"{path}:{line}", _checked(value, escapes, f"{path}:{line}")
         at = _skip(text, at)
         if array and text[at : at + 1] not in (",", "]"):
@@ -193,11 +196,12 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _decoded(decode: Callable[[], Any], text: str, path: Path, line: int = 1) -> Any:
+def _decoded(decode: Callable[[], Any], text: str, path: Path, line: int) -> Any:
+    """`decode()` of the row that begins at `line`, `text` being that line or the whole file."""
     try:
         return decode()
     except json.JSONDecodeError as error:
-        line += error.lineno - 1
+        line = error.lineno if error.lineno > 1 else line
         near = _snippet(text[max(0, error.pos - 20) : error.pos + 40])
         raise UserError(f"{path}:{line}:{error.colno}: malformed JSON ({error.msg}) near {near!r}") from None
     except RecursionError:
@@ -293,71 +297,3 @@ def _dataset_rows(dataset: Any, where: str) -> Iterator[tuple[str, dict]]:
 
 def _first_line(error: Exception) -> str:
     return _snippet((str(error).strip() or type(error).__name__).split("\n")[0])
-
-
-# ---- the standard library
-
-LEFT_OUT = {  # tests, other people's packages, and tables of numbers
-    "test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data", "lib-dynload", "_bundled"
-}  # fmt: skip
-DOCSTRING = re.compile(
-    r'(\A(?:#[^\n]*\n|[ \t]*\n)*|:[ \t]*(?:#[^\n]*)?\n(?:[ \t]*\n)*)[ \t]*[rR]?"""(.*?)"""[ \t]*\n?', re.S
-)
-
-
-@functools.cache
-def _standard_library() -> tuple[list[str], list[str]]:
-    """(prose, code), read once a process: about 9 MB of text."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    sources = [text for path in _modules(root) if (text := _source(path)).strip()]
-    if not sources:
-        raise UserError(f"{root}: this Python comes without its library's sources: give a data path instead")
-    prose: list[str] = []
-
-    def take(match: re.Match) -> str:
-        if len(match[2]) < 40:
-            return match[0]
-        prose.append(inspect.cleandoc(match[2]))
-        return match[1]
-
-    code = [DOCSTRING.sub(take, source) for source in sources]
-    return _in_order(prose + _topics()), _in_order(code)
-
-
-def _modules(root: Path) -> list[Path]:
-    """Files that are the same on every machine with this Python, sorted by name."""
-    inside = [(p.relative_to(root).parts, p) for p in root.rglob("*.py")]
-    return [
-        path
-        for parts, path in sorted(inside)
-        if not LEFT_OUT.intersection(parts[:-1])
-        and not parts[0].startswith("config-")
-        and not parts[-1].startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
-    ]
-
-
-def _source(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError):  # a few modules are in other encodings
-        return ""
-
-
-def _topics() -> list[str]:
-    try:
-        from pydoc_data import topics
-    except ImportError:  # some distributions ship it apart
-        return []
-    return [topics.topics[name] for name in sorted(topics.topics)]
-
-
-def _in_order(documents: list[str]) -> list[str]:
-    """Those that differ by more than white space, shuffled by a fixed seed."""
-    first: dict[str, str] = {}
-    for document in documents:
-        key = " ".join(document.split())
-        if key:
-            first.setdefault(key, document)
-    kept = list(first.values())
-    random.Random(0).shuffle(kept)
-    return kept

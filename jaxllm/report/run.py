@@ -232,7 +232,7 @@ def check_resume(workdir: Path | str, experiment: str, config: Mapping[str, Any]
     changed = [
         f"{name} was {_shown(old, name)}, now {_shown(new, name)}"
         for name in sorted(old.keys() | new.keys())
-        if name not in RESUMABLE and _shown(old, name) != _shown(new, name)
+        if name not in RESUMABLE and not name.startswith("mesh.") and _shown(old, name) != _shown(new, name)
     ]
     if changed:
         raise _user_error(

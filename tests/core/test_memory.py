@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm.core import ops, spec
 from jaxllm.core.types import mean_of
-from jaxllm.losses import lm, policy, preference
+from jaxllm.losses import lm, policy
 from jaxllm.models import decoder
 from jaxllm.train.step import init_state, make_train_step
 
@@ -25,13 +25,7 @@ def arrays(shape, **dtypes):
 
 
 RECORD = arrays((ROWS, LENGTH), tokens=jnp.int32, targets=jnp.int32, segments=jnp.int32, mask=bool)
-HALF = arrays((ROWS // 2, LENGTH), tokens=jnp.int32, targets=jnp.int32, segments=jnp.int32, mask=bool)
 FLOATS = dict.fromkeys(("logps_old", "values_old", "advantages", "returns"), jnp.float32)
-PAIRS = {
-    "chosen": HALF,
-    "rejected": HALF,
-    **arrays((ROWS // 2,), ref_chosen_logps="float32", ref_rejected_logps="float32"),
-}
 
 
 def naive_loss(params, batch, rng):
@@ -63,13 +57,12 @@ def largest_array(loss_fn, batch):
     "loss_fn,batch",
     [
         (lm.loss(MODEL), RECORD),
-        (preference.loss(MODEL, preference.dpo, beta=0.1), PAIRS),
         (
             policy.loss(MODEL, scalars, clip=0.2, value_clip=0.2, value_coef=0.1),
             RECORD | arrays((ROWS, LENGTH), **FLOATS),
         ),
     ],
-    ids=["lm", "dpo", "ppo"],
+    ids=["lm", "ppo"],
 )
 def test_no_buffer_of_tokens_times_vocabulary(loss_fn, batch):
     largest = largest_array(loss_fn, batch)

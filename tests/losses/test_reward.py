@@ -60,7 +60,9 @@ def test_the_builder_equals_numpy_and_centering_fixes_the_constant():
     w, lo = last(chosen), last(rejected)
     batch = {"chosen": chosen, "rejected": rejected}
     mean, metrics = reward.loss(scalars, center=0.1)({"reward": table}, batch, None)
-    np.testing.assert_allclose(mean.value(), (np.log1p(np.exp(lo - w)) + 0.1 * (w + lo) ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        mean.value(), (np.log1p(np.exp(lo - w)) + 0.1 * (w + lo) ** 2).mean(), rtol=1e-5
+    )
     assert set(metrics) == {"loss", "accuracy", "margin", "mean_reward"} and mean.count == 4
     np.testing.assert_allclose(metrics["accuracy"].value(), ((w > lo) + 0.5 * (w == lo)).mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["margin"].value(), (w - lo).mean(), rtol=1e-5)

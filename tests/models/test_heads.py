@@ -15,9 +15,13 @@ RECORD = record([[d] for d in documents([5, 8])], 8)
 def test_every_score_is_zero_at_the_start_and_can_move():
     scalar = spec.init({"scalar": SCALAR.specs["scalar"]}, jax.random.key(0))
     params = heads.graft(scalar, weights(MODEL.specs))
-    scores = fast_jit(lambda p: heads.scalars(SCALAR, p, RECORD))
-    np.testing.assert_array_equal(scores(params), np.zeros((2, 8)))
-    grads = fast_jit(jax.grad(lambda p: heads.scalars(SCALAR, p, RECORD)[0, 3]))(params)
+
+    def one(params):
+        scores = heads.scalars(SCALAR, params, RECORD)
+        return scores[0, 3], scores
+
+    (_, scores), grads = fast_jit(jax.value_and_grad(one, has_aux=True))(params)
+    np.testing.assert_array_equal(scores, np.zeros((2, 8)))
     assert np.abs(grads["scalar"]["kernel"]).max() > 0.1 and grads["scalar"]["bias"][0] == 1
 
 
@@ -32,7 +36,12 @@ def test_graft_takes_the_trunk_and_keeps_the_head():
 
 def test_scalars_are_a_linear_map_of_the_hidden_states():
     params = weights(SCALAR.specs, seed=1)
-    hidden = np.asarray(MODEL.apply(params, RECORD["tokens"], segments=RECORD["segments"]).hidden)
+
+    def both(params):
+        hidden = MODEL.apply(params, RECORD["tokens"], segments=RECORD["segments"]).hidden
+        return hidden, heads.scalars(SCALAR, params, RECORD)
+
+    hidden, scores = map(np.asarray, fast_jit(both)(params))
     expected = hidden @ np.asarray(params["scalar"]["kernel"])[:, 0] + np.asarray(params["scalar"]["bias"])[0]
-    np.testing.assert_allclose(heads.scalars(SCALAR, params, RECORD), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     assert SCALAR.head(params).kernel.shape == (LLAMA.d_model, 1)

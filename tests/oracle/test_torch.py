@@ -57,7 +57,8 @@ def noise(model, seed=0):
 
 def make_gpt2():
     reference = noise(transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=V, n_positions=32, n_embd=D, n_layer=N, n_head=H, n_inner=FF, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        vocab_size=V, n_positions=32, n_embd=D, n_layer=N, n_head=H, n_inner=FF,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
         bos_token_id=0, eos_token_id=None, pad_token_id=0,
     )))  # fmt: skip
     config = DecoderConfig(
@@ -235,10 +236,9 @@ def test_adamw_with_clipping_is_that_of_torch():
     tx = optim.adamw(0.02, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
     ours = jax.tree.map(jnp.asarray, start)
     state, update = jax.jit(tx.init)(ours), jax.jit(tx.update)
-    for step in range(3):
-        grads = jax.tree.map(
-            lambda x: rng.normal(size=x.shape).astype(np.float32) * 10.0 ** (1 - step), start
-        )
+    for size in (10.0, 1.0, 0.1):  # clipped, clipped, not clipped
+        grads = jax.tree.map(lambda x: rng.normal(0, 1, x.shape).astype(np.float32), start)
+        grads = {k: {n: size * x for n, x in v.items()} for k, v in grads.items()}
         for p, g in zip(jax.tree.leaves(theirs), jax.tree.leaves(grads), strict=True):
             p.grad = torch.tensor(g)
         torch.nn.utils.clip_grad_norm_(decayed + others, 1.0)

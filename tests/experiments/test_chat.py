@@ -1,0 +1,80 @@
+"""Talking to a checkpoint: the streamed answer is the generated one, and commands do what they say."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import chat as chatting
+from jaxllm import launch
+from jaxllm.core.types import UserError
+from jaxllm.data import chat
+from jaxllm.generate import decode
+from jaxllm.generate.stream import make_streamer
+
+
+@pytest.fixture(scope="module")
+def loaded(base):
+    return launch.load(base / "sft")
+
+
+def talk(loaded, lines, **changes):
+    written = []
+    settings = {"temperature": 0.0, "max_new_tokens": 8, "seed": 0, **changes}
+    chatting.converse(loaded, lines, written.append, **settings)
+    return "".join(written)
+
+
+def generated(loaded, text, max_new_tokens=8):
+    prompt = chat.prompt_ids(loaded.tokenizer, [{"role": "user", "content": text}])
+    s = decode.generate(
+        loaded.model, loaded.params["policy"], jnp.asarray(prompt)[None], jnp.array([len(prompt)]), jax.random.key(0),
+        max_new_tokens=max_new_tokens, stop=chat.stop_ids(loaded.tokenizer), temperature=0.0,
+    )  # fmt: skip
+    ids = s.tokens[0, len(prompt) : int(s.lengths[0]) - int(s.stopped[0])]
+    return loaded.tokenizer.decode(ids.tolist())
+
+
+def test_the_streamed_answer_is_the_greedy_completion(loaded):
+    written = []
+    stream = make_streamer(loaded.model, temperature=0.0)
+    messages = [{"role": "user", "content": "say cat"}]
+    answer = chatting.reply(loaded, stream, messages, jax.random.key(0), 8, written.append)
+    assert answer == generated(loaded, "say cat")
+    assert answer.startswith("".join(written))
+
+
+def test_a_base_model_continues_plain_text(base):
+    loaded = launch.load(base / "pretrain")
+    ids = loaded.tokenizer.encode("the cat sat")
+    s = decode.generate(
+        loaded.model, loaded.params["policy"], jnp.asarray(ids)[None], jnp.array([len(ids)]), jax.random.key(0), max_new_tokens=8,
+        stop=chat.stop_ids(loaded.tokenizer), temperature=0.0,
+    )  # fmt: skip
+    wanted = loaded.tokenizer.decode(s.tokens[0, len(ids) : int(s.lengths[0]) - int(s.stopped[0])].tolist())
+    stream = make_streamer(loaded.model, temperature=0.0)
+    messages = [{"role": "user", "content": "the cat sat"}]
+    assert chatting.reply(loaded, stream, messages, jax.random.key(0), 8, lambda _: None) == wanted
+
+
+def test_reset_forgets_and_quit_leaves(loaded):
+    once = talk(loaded, ["say cat"])
+    again = talk(loaded, ["say dog", "/reset", "say cat", "/quit", "say moon"])
+    assert again.count("\n") == 2 and again.split("> ")[2] == once.split("> ")[0]
+
+
+def test_temperature_must_be_a_number(loaded):
+    assert "use /temp 0.7" in talk(loaded, ["/temp warm"])
+    assert "use /temp" not in talk(loaded, ["/temp 0.5"])
+
+
+def test_a_conversation_longer_than_the_context_says_so(loaded):
+    assert "error: the conversation has" in talk(loaded, ["x" * 200])
+
+
+def test_a_reward_model_cannot_talk(base, files, tmp_path):
+    from experiments import reward
+
+    overrides = {"steps": 1, "batch_size": 8, "init": str(base), "data.path": files["pairs"], "data.length": 32}
+    launch.start(reward.main, "reward", overrides, tmp_path / "reward")
+    with pytest.raises(UserError, match="cannot talk"):
+        chatting.main(run=str(tmp_path / "reward"))
