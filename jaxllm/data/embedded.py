@@ -106,6 +106,9 @@ def _is_english(text: str) -> bool:
 
 
 def _in_order(documents: Iterable[str]) -> list[str]:
-    """Distinct documents (but for white space) by their hash: any first part is a fair sample."""
-    found = {hashlib.sha256(" ".join(d.split()).encode("utf-8", "replace")).digest(): d for d in documents}
+    """Distinct documents (but for white space) in the order of their hashes: any first part is a fair sample.
+
+    The hash is salted: the held-out split hashes documents too, and must not favour the first ones.
+    """
+    found = {hashlib.sha256(b"order " + " ".join(d.split()).encode("utf-8", "replace")).digest(): d for d in documents}
     return [found[key] for key in sorted(found)]

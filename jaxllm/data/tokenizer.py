@@ -57,16 +57,13 @@ def byte_tokenizer() -> Tokenizer:
     return _bytes(json.dumps({"kind": "byte", "specials": specials}).encode(), "byte tokenizer")
 
 
-def train_sentencepiece(
-    texts: Iterable[str], vocab_size: int, *, kind: str = "bpe", seed: int = 0
-) -> Tokenizer:
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, *, kind: str = "bpe", seed: int = 0) -> Tokenizer:
     """A sentencepiece vocabulary of `vocab_size` ids trained on `texts`; the same input gives the same bytes.
 
-    Lossless: text is taken as it is (no normalisation, white space kept), and what has no piece, the newline too, falls
-    back to bytes. Digits stand alone. A space is put before the text and taken off again in decoding, so that a word is the
-    same piece at the start of an answer as in the middle of a prompt: without it a small model cannot copy.
-    Of more than 4 million characters (unigram: 1
-    million) a sample of whole documents is used, drawn with `seed`.
+    Lossless: text is taken as it is (no normalisation, white space kept), and what has no piece, the newline too,
+    falls back to bytes. Digits stand alone. A space is put before the text and taken off again in decoding, so that a
+    word is the same piece at the start of an answer as in the middle of a prompt: without it a small model cannot copy.
+    Of more than 4 million characters (unigram: 1 million) a sample of whole documents is used, drawn with `seed`.
     BPE: arXiv 1508.07909; unigram: arXiv 1804.10959; sentencepiece: arXiv 1808.06226.
     UserError: unknown kind, no text, or a size that this text cannot fill.
     """
@@ -156,10 +153,8 @@ def check_ids(ids: Any, vocab_size: int, where: str) -> None:
             raise UserError(f"{where} row {i}: token ids must be integers, these are {row.dtype}")
         bad = np.flatnonzero((row < 0) | (row >= vocab_size))
         if bad.size:
-            raise UserError(
-                f"{where} row {i}: id {row[bad[0]]} at position {bad[0]} is outside the vocabulary of {vocab_size} "
-                f"ids (0 to {vocab_size - 1}): encode with the model's own tokenizer"
-            )
+            what = f"id {row[bad[0]]} at position {bad[0]} is outside the vocabulary of {vocab_size} ids"
+            raise UserError(f"{where} row {i}: {what} (0 to {vocab_size - 1}): encode with the model's own tokenizer")
 
 
 # ---- bytes
@@ -356,11 +351,8 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise UserError(
-            f"text has a lone surrogate U+{code:04X} at character {error.start}: clean it, for example with "
-            'text.encode("utf-8", "replace").decode()'
-        ) from None
+        lone = f"a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}"
+        raise UserError(f'text has {lone}: clean it, as with text.encode("utf-8", "replace").decode()') from None
     return text
 
 
@@ -400,7 +392,4 @@ READERS: tuple[tuple[tuple[str, ...], Callable[..., Tokenizer]], ...] = (
     (("vocab.json", "merges.txt"), from_gpt2_files),
     (("tokenizer.model",), _sentencepiece_file),
 )
-LOOKED_FOR = (
-    "tokenizer.json, tokenizer.model (or one *.model), encoder.json with vocab.bpe, vocab.json with merges.txt, "
-    "byte.json"
-)
+LOOKED_FOR = "tokenizer.json, tokenizer.model or one *.model, encoder.json and vocab.bpe, vocab.json and merges.txt, byte.json"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxllm.core.types import UserError
 from jaxllm.data import tokenizer as tokenizers
@@ -56,11 +54,14 @@ def test_sentencepiece_is_lossless_and_never_yields_a_special(trained, kind, tex
     assert not set(ids) & set(t.specials.values())
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_round_trips(trained, text):
-    assert trained["bpe"].decode(trained["bpe"].encode(text)) == text
-    assert tokenizers.byte_tokenizer().decode(tokenizers.byte_tokenizer().encode(text)) == text
+@pytest.mark.parametrize("top", [0x21, 0x80, 0x3000, 0x110000])
+def test_any_text_round_trips(trained, top):
+    draw = random.Random(top)
+    for _ in range(60):
+        points = [draw.randrange(top) for _ in range(draw.randrange(30))]
+        text = "".join(chr(p) for p in points if not 0xD800 <= p < 0xE000)
+        for t in (*trained.values(), tokenizers.byte_tokenizer()):
+            assert t.decode(t.encode(text)) == text
 
 
 def test_sentencepiece_vocabulary(trained):
@@ -71,7 +72,12 @@ def test_sentencepiece_vocabulary(trained):
     assert [t.piece(i) for i in t.encode("a 123\n")][-4:] == ["1", "2", "3", "<0x0A>"]
     assert t.piece(4) == "<|user|>"
     assert len(t.encode(TEXT[7])) < len(TEXT[7]) / 1.8
-    assert t.decode([t.encode("é")[0]]) == "\ufffd"  # half a character, as in a stream
+    assert t.decode(t.encode("é")[:-1]) == "\ufffd"  # half a character, as in a stream
+
+
+def test_a_word_is_the_same_piece_wherever_it_stands(trained):
+    t = trained["bpe"]
+    assert t.encode("lazy number") == t.encode("lazy") + t.encode("number")
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
