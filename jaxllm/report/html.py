@@ -13,6 +13,7 @@ from typing import Any
 from jaxllm.report import figures
 from jaxllm.report.console import duration, quantity
 from jaxllm.report.files import flatten, read_json, read_jsonl, write_atomic
+from jaxllm.report.run import bound_text
 
 SAMPLES = 12
 STYLE = """
@@ -164,7 +165,7 @@ def _claims(claims: Iterable[Mapping[str, Any]]) -> str:
         rows.append(
             f'<tr class="{kind}"><td class="mark {kind}">{mark}</td><td>{escape(str(claim["name"]))}</td>'
             f'<td class="n">{escape(_number(claim["value"]))}</td>'
-            f'<td class="n">{escape(_number(claim["bound"]))}</td></tr>'
+            f'<td class="n">{escape(bound_text(claim))}</td></tr>'
         )
     head = "<tr><th></th><th>claim</th><th>measured</th><th>bound</th></tr>"
     return f"<h3>Claims</h3><table>{head}{''.join(rows)}</table>" if rows else ""

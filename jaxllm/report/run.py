@@ -52,22 +52,28 @@ checkpoints/   <step>/{{params,opt_state,data,meta}};  tokenizer/: its files
 
 
 class Claim(NamedTuple):
-    """What a run set out to show: a measured value, its bound, and whether it holds."""
+    """What a run set out to show: a measured value, its bound, whether `more` or `less` is better, and whether it holds."""
 
     name: str
     value: float | None
-    bound: str | float
+    bound: float
+    better: str
     holds: bool
+
+
+def bound_text(claim: Mapping[str, Any]) -> str:
+    """">= 0.2" or "<= 2"."""
+    return f"{'>=' if claim['better'] == 'more' else '<='} {claim['bound']:g}"
 
 
 def at_least(name: str, value: float, bound: float) -> Claim:
     """The claim value >= bound; a value that is not a number does not hold."""
-    return Claim(name, plain(value), f">= {bound:g}", bool(value >= bound))
+    return Claim(name, plain(value), bound, "more", bool(value >= bound))
 
 
 def at_most(name: str, value: float, bound: float) -> Claim:
     """The claim value <= bound; a value that is not a number does not hold."""
-    return Claim(name, plain(value), f"<= {bound:g}", bool(value <= bound))
+    return Claim(name, plain(value), bound, "less", bool(value <= bound))
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,7 @@ def check_resume(workdir: Path | str, experiment: str, config: Mapping[str, Any]
     if changed:
         raise _user_error(
             f"Cannot resume {workdir}: {'; '.join(changed)}. "
-            f"Only {', '.join(RESUMABLE)} may change on resume. {_ELSEWHERE}"
+            f"Only {', '.join(RESUMABLE)} and the mesh may change on resume. {_ELSEWHERE}"
         )
     return chosen
 
@@ -343,7 +349,7 @@ def verdicts(claims: Iterable[Mapping[str, Any]]) -> list[str]:
         value = claim["value"]
         shown = f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
         mark = "holds" if claim["holds"] else "FAILS"
-        lines.append(f"  {mark}  {claim['name']}: {shown} ({claim['bound']})")
+        lines.append(f"  {mark}  {claim['name']}: {shown} ({bound_text(claim)})")
     return lines
 
 

@@ -88,8 +88,8 @@ def test_finish_writes_result_and_report(run, capsys):
         "experiment": "toy",
         "metrics": {"eval/loss": 2.0, "n": 3, "bad": None},
         "claims": [
-            {"name": "gain", "value": 0.5, "bound": ">= 0.2", "holds": True},
-            {"name": "kl", "value": 2.5, "bound": "<= 2", "holds": False},
+            {"name": "gain", "value": 0.5, "bound": 0.2, "better": "more", "holds": True},
+            {"name": "kl", "value": 2.5, "bound": 2.0, "better": "less", "holds": False},
         ],
     }
     assert (run.workdir / "report.html").exists()
@@ -99,7 +99,7 @@ def test_finish_writes_result_and_report(run, capsys):
 
 @pytest.mark.parametrize("claim", [runs.at_least, runs.at_most])
 def test_a_claim_without_a_number_does_not_hold(claim):
-    assert claim("x", math.nan, 0.0) == ("x", None, claim("x", 0.0, 0.0).bound, False)
+    assert claim("x", math.nan, 0.0) == ("x", None, 0.0, claim("x", 0.0, 0.0).better, False)
     assert claim("x", 0.0, 0.0).holds is True
 
 
@@ -122,19 +122,27 @@ def test_only_the_first_process_writes(tmp_path, capsys):
 
 
 def test_other_settings_are_named_and_nothing_is_overwritten(run):
+    run.log(1, {"train/loss": 1.0})
     before = {p.name: p.read_bytes() for p in run.workdir.iterdir()}
     changed = {**CONFIG, "steps": 20, "optim": {"lr": 3e-3, "betas": (0.9, 0.95)}, "more": 1}
     with pytest.raises(UserError) as error:
         runs.open_run(run.workdir, "toy", changed)
     assert str(error.value) == (
         f"Cannot resume {run.workdir}: more was not there, now 1; optim.lr was 0.001, now 0.003; "
-        "steps was 10, now 20. Only log_every, save_every, save_seconds, keep may change on resume. "
+        "steps was 10, now 20. Only log_every, save_every, save_seconds, keep and the mesh may change on resume. "
         "To start a new run, give another --workdir"
     )
     assert {p.name: p.read_bytes() for p in run.workdir.iterdir()} == before
 
 
-def test_log_every_may_change_and_another_experiment_may_not(run):
+def test_a_directory_where_nothing_was_trained_takes_other_settings(run):
+    runs.open_run(run.workdir, "toy", {**CONFIG, "steps": 20})
+    assert json.loads((run.workdir / "config.json").read_text())["steps"] == 20
+
+
+def test_log_every_and_the_mesh_may_change_and_another_experiment_may_not(run):
+    run.log(1, {"train/loss": 1.0})
+    runs.open_run(run.workdir, "toy", {**CONFIG, "mesh": {"data": 2}})
     runs.open_run(run.workdir, "toy", {**CONFIG, "log_every": 5})
     with pytest.raises(UserError, match="it is a run of toy, not other"):
         runs.open_run(run.workdir, "other", CONFIG)
