@@ -6,7 +6,7 @@ from configs.common import training
 
 
 def get_config(variant=None):
-    c = training(steps=80, batch_size=64, lr=5e-4)
+    c = training(steps=120, batch_size=64, lr=5e-4)
     c.optim.warmup = 5
     c.init = ""  # an SFT run, <dir>[@step]; empty: train one first
     c.center = 0.01

@@ -12,7 +12,7 @@ from flax import struct
 from jaxllm.core.sharding import axis_size
 from jaxllm.core.types import Head, Model, Params
 
-CHUNK_ELEMENTS = 2**22  # logits held at once on one device when `chunk` is not given (16 MiB of float32)
+CHUNK_ELEMENTS = 2**23  # logits held at once on one device when `chunk` is not given (32 MiB of float32)
 NEGATIVE = -1e30  # finite, so that a masked column never makes inf - inf
 
 

@@ -56,7 +56,10 @@ def generate(
     def draw_next(s: Samples, hidden: jax.Array) -> tuple[Samples, jax.Array]:
         logits = ops.logits(head, hidden)
         warped = warp(logits, **warping)
-        token = draw(jax.vmap(jax.random.fold_in)(keys, s.lengths), warped)
+        if temperature == 0:  # nothing to draw, and drawing takes a fifth of the time
+            token = jnp.argmax(warped, axis=-1).astype(jnp.int32)
+        else:
+            token = draw(jax.vmap(jax.random.fold_in)(keys, s.lengths), warped)
         going = ~s.stopped
         at = (rows, jnp.where(going, s.lengths, p + max_new_tokens))  # a stopped row writes past the end: dropped
         logp, model_logp = (jnp.take_along_axis(jax.nn.log_softmax(x), token[:, None], axis=1)[:, 0] for x in (warped, logits))

@@ -15,7 +15,7 @@ from jaxllm.models.layers import dense, normal, rope, zeros
 
 @struct.dataclass
 class KVCache:
-    """Keys and values of every layer by absolute position: k, v [n, b, s, g, k]; length int [b], the positions filled.
+    """Keys and values of every layer by absolute position: k, v [n, b, g, s, k]; length int [b], the positions filled.
 
     A slot's index is its position, so right-padded prompts of unequal length need no mask of their own: a query at
     position p sees slots 0..p, and what padding left beyond is overwritten before it is ever seen.
@@ -28,7 +28,7 @@ class KVCache:
 
 def init_cache(layers: int, batch: int, length: int, kv_heads: int, head_dim: int, dtype: Any) -> KVCache:
     """An empty cache."""
-    shape = (layers, batch, length, kv_heads, head_dim)
+    shape = (layers, batch, kv_heads, length, head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
 
 
@@ -55,14 +55,16 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     """
     b, length, h, dim = q.shape
     g = k.shape[2]
-    # Heads before length, so that both products are plain batched matrix products: 13 % faster on CPU than other layouts
-    q = (q * dim**-0.5).reshape(b, length, g, h // g, dim).transpose(0, 2, 3, 1, 4)
+    # Plain batched matrix products: heads before length, and a group's queries one after another on the length axis.
+    # On CPU the train step is 5 % slower with the group as an axis of its own, and slower still without transposing.
+    q = (q * dim**-0.5).reshape(b, length, g, h // g, dim).transpose(0, 2, 3, 1, 4).reshape(b, g, -1, dim)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bgrlk,bgsk->bgrls", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bgrls,bgsk->bgrlk", weights, v)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, length, h, dim)
+    scores = jnp.einsum("bglk,bgsk->bgls", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, h, length, -1)
+    scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, g, -1, k.shape[2])
+    out = jnp.einsum("bgls,bgsk->bglk", weights, v)
+    return out.reshape(b, h, length, dim).transpose(0, 2, 1, 3)
 
 
 def causal_mask(segments: jax.Array) -> jax.Array:
@@ -86,11 +88,12 @@ def apply(
         q, k = rope(q, positions, theta), rope(k, positions, theta)
     if cache is not None:
         # beyond the cache's end (padding only: see decoder.apply) writes are dropped, never wrapped
-        slot = (layer, jnp.arange(x.shape[0])[:, None], positions)
+        slot = (layer, jnp.arange(x.shape[0])[:, None], slice(None), positions)  # indexes as [b, l, g, k]
         cache = cache.replace(
             k=cache.k.at[slot].set(k.astype(cache.k.dtype), mode="drop"),
             v=cache.v.at[slot].set(v.astype(cache.v.dtype), mode="drop"),
         )
         k, v = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False).astype(x.dtype) for c in (cache.k, cache.v))
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # undone in attend: no copy is made
     out = attend(q, k, v, mask)
     return dense(out, "blhk,hkd->bld", params["o"]["kernel"], params["o"].get("bias")), cache

@@ -132,7 +132,7 @@ def make(c: DecoderConfig) -> Model:
         segments = jnp.ones((b, length), jnp.int32) if segments is None else segments
         if cache is not None:
             positions = cache.length[:, None] + jnp.arange(length)[None, :] if positions is None else positions
-            mask = jnp.arange(cache.k.shape[2])[None, None, :] <= positions[:, :, None]
+            mask = jnp.arange(cache.k.shape[3])[None, None, :] <= positions[:, :, None]
         else:
             positions = segment_positions(segments) if positions is None else positions
             mask = attention.causal_mask(segments)

@@ -17,6 +17,7 @@ SUFFIXES = (
     "Let me know if you need more.",
     "Have a nice day!",
 )
+INDIFFERENCE = 0.1  # of gold reward: two answers that both ramble, one a word longer, are a tie to a person
 SHARPNESS = 6.0  # of the annotator's Bradley-Terry: a gold difference of 1 is seen 99.75 % of the time
 USERNAME = re.compile(r"\b[a-z]{2,}\d+:|^[QA]:", re.MULTILINE)
 DEBRIS = ("\n", "?", "<|", "Exercise")
@@ -123,12 +124,12 @@ def preference_probability(task: dict, a: str, b: str, *, noise: float = 1.0) ->
 
 
 def annotate(task: dict, a: str, b: str, rng, *, noise: float = 1.0) -> int | None:
-    """The simulated annotator: 0 if a is preferred, 1 if b, None where the gold rewards are equal.
+    """The simulated annotator: 0 if a is preferred, 1 if b, None (a tie) where the gold rewards differ by less than 0.1.
 
     A Bradley-Terry draw on 6 x the gold difference (safe, then correct, then concise), hence its errors:
     close pairs (filler alone) are flipped in a fifth of the cases, clear ones hardly ever. rng: anything
     with .random().
     """
-    if math.isclose(score(task, a)["gold"], score(task, b)["gold"], abs_tol=1e-9):
+    if abs(score(task, a)["gold"] - score(task, b)["gold"]) < INDIFFERENCE:
         return None
     return 0 if rng.random() < preference_probability(task, a, b, noise=noise) else 1
