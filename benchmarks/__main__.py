@@ -33,12 +33,13 @@ class Rival(NamedTuple):
     needs: tuple[str, ...] = ()  # packages
 
 
-OURS = {"train_step": "benchmarks.ours:train_step", "generate": "benchmarks.ours:generate"}
+OURS = {name: f"benchmarks.ours:{name}" for name in ("train_step", "generate", "generate_one_device")}
 RIVALS = {
     "train_step/hand_written_jax": Rival("benchmarks.hand_written:train_step", 0.97),
     "train_step/hand_written_jax_logsumexp": Rival("benchmarks.hand_written:train_step_logsumexp", None),
     "train_step/torch_eager": Rival("benchmarks.torch_eager:train_step", None, ("torch",)),
     "generate/transformers": Rival("benchmarks.hugging_face:generate", 2.0, ("torch", "transformers")),
+    "generate_one_device/transformers": Rival("benchmarks.hugging_face:generate", None, ("torch", "transformers")),
 }
 
 
@@ -109,9 +110,7 @@ def load() -> str:
 def main() -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"rows to measure (default: all): {', '.join(RIVALS)}"
-    )
+    parser.add_argument("names", nargs="*", metavar="name", help=f"rows to measure (default: all): {', '.join(RIVALS)}")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--rounds", type=int, default=9)
     for field in ("batch", "heads", "steps"):

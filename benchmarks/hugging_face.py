@@ -45,9 +45,7 @@ def generate(shape: Shape) -> tuple[dict, Callable[[int], None]]:
 
     def once() -> torch.Tensor:
         with torch.inference_mode():
-            return model.generate(
-                prompts, attention_mask=mask, do_sample=False, max_new_tokens=shape.new_tokens, pad_token_id=0
-            )
+            return model.generate(prompts, attention_mask=mask, do_sample=False, max_new_tokens=shape.new_tokens, pad_token_id=0)
 
     def run(times: int) -> None:
         for _ in range(times):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks import shape as given
 from benchmarks.shape import Shape
-from jaxllm.core import spec
+from jaxllm.core import sharding, spec
 from jaxllm.core.types import Model
-from jaxllm.generate.decode import generate as complete
+from jaxllm.generate import decode
 from jaxllm.losses import lm
 from jaxllm.models import decoder
 from jaxllm.models.presets import preset
@@ -85,14 +85,35 @@ def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
     return {"parameters": spec.count(model.specs), "losses": losses}, run
 
 
+def generate_one_device(shape: Shape) -> tuple[dict, Callable[[int], None]]:
+    """Greedy decoding without a stop token on one device, which uses one core: its products are too small to be split."""
+    return _generate(shape, devices=1)
+
+
 def generate(shape: Shape) -> tuple[dict, Callable[[int], None]]:
-    """Greedy decoding without a stop token."""
-    model, params = _model(shape), _params(shape)
-    sample = jax.jit(partial(complete, model, max_new_tokens=shape.new_tokens, temperature=0.0))
-    lengths, key = jnp.full(shape.rows, shape.prompt), jax.random.key(0)
+    """The same with the rows over one simulated device a core (mesh data), as the other side uses every core."""
+    devices = max(n for n in range(1, (os.cpu_count() or 1) + 1) if shape.rows % n == 0)
+    jax.config.update("jax_num_cpu_devices", devices)
+    return _generate(shape, devices)
+
+
+def _generate(shape: Shape, devices: int) -> tuple[dict, Callable[[int], None]]:
+    model = _model(shape)
+    mesh = sharding.make_mesh({"data": devices})
+    params, key = sharding.replicate((_params(shape), jax.random.key(0)), mesh)
+
+    def greedy(params, prompts, lengths, key, row_offset):
+        return decode.generate(
+            model, params, prompts, lengths, key, max_new_tokens=shape.new_tokens, temperature=0.0, row_offset=row_offset
+        ).tokens
+
+    sample = jax.jit(decode.over_data(greedy, mesh) if devices > 1 else greedy)
 
     def once() -> np.ndarray:
-        return np.asarray(sample(params, given.prompts(shape), lengths, key).tokens)
+        with sharding.use(mesh):
+            lengths = np.full(shape.rows, shape.prompt, np.int32)
+            rows = sharding.put_batch({"prompts": np.asarray(given.prompts(shape)), "lengths": lengths}, mesh)
+            return np.asarray(sample(params, rows["prompts"], rows["lengths"], key, 0))
 
     def run(times: int) -> None:
         for _ in range(times):

@@ -19,10 +19,8 @@ from jaxllm.generate.stream import make_streamer
 
 def reply(loaded, stream, messages, key, max_new_tokens, write):
     """Stream one answer to `write`; the whole text. A base model continues the last message as plain text."""
-    if is_base(loaded):
-        prompt = loaded.tokenizer.encode(messages[-1]["content"])
-    else:
-        prompt = chat.prompt_ids(loaded.tokenizer, messages)
+    encode, tokenizer = loaded.tokenizer.encode, loaded.tokenizer
+    prompt = encode(messages[-1]["content"]) if is_base(loaded) else chat.prompt_ids(tokenizer, messages)
     room = loaded.model.config.max_length - len(prompt)
     if room < 1:
         raise UserError(f"the conversation has {len(prompt)} tokens, the context {loaded.model.config.max_length}: /reset it")

@@ -40,17 +40,24 @@ def prompt_columns(tokenizer: Any, prompts: list, max_prompt: int, where: str = 
 
 
 def sampler(
-    model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
-) -> Any:
-    """A compiled (params, {tokens, lengths}, key, row_offset) -> (Samples, sequence record)."""
+    model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+    mesh: Any = None,
+) -> Any:  # fmt: skip
+    """A compiled (params, {tokens, lengths}, key, row_offset) -> (Samples, sequence record); over a mesh of `data` alone."""
     stop = chat.stop_ids(tokenizer)
+
+    def rows(params: Any, tokens: Any, lengths: Any, key: Any, row_offset: Any) -> Any:
+        return decode.generate(
+            model, params, tokens, lengths, key, max_new_tokens=max_new_tokens, stop=stop,
+            temperature=temperature, top_k=top_k, top_p=top_p, row_offset=row_offset,
+        )  # fmt: skip
+
+    if mesh is not None and mesh.size == mesh.shape["data"] > 1:
+        rows = decode.over_data(rows, mesh)
 
     @jax.jit
     def sample(params: Any, prompts: dict, key: Any, row_offset: Any):
-        s = decode.generate(
-            model, params, prompts["tokens"], prompts["lengths"], key, max_new_tokens=max_new_tokens, stop=stop,
-            temperature=temperature, top_k=top_k, top_p=top_p, row_offset=row_offset,
-        )  # fmt: skip
+        s = rows(params, prompts["tokens"], prompts["lengths"], key, row_offset)
         return s, decode.to_record(s)
 
     return sample

@@ -95,7 +95,7 @@ def main(config, run):
         prompts = completions.prompt_columns(base.tokenizer, texts, config.max_prompt, where)
         scalars = partial(heads.scalars, heads.with_scalar_head(base.model))
         sample = completions.sampler(
-            base.model, base.tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature
+            base.model, base.tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature, mesh=mesh
         )
         start_policy, judge_params = base.params["policy"], judge.params["reward"]
         scale = reward_scale(config, sample, start_policy, scalars, judge_params, prompts)

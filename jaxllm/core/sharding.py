@@ -65,11 +65,20 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[Mesh]:
 
 
 def shard(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrain an activation, one logical name (or None) per dimension. Without a mesh this is the identity."""
+    """Constrain an activation, one logical name (or None) per dimension. Without a mesh this is the identity.
+
+    Inside `jax.shard_map` the mesh axes that it maps over are left out: there the array is already one device's part.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, _rules.get()))
+    spec = (_without(part, mesh.manual_axes) for part in partition_spec(axes, _rules.get()))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def _without(part: Any, manual: tuple[str, ...]) -> Any:
+    names = (part,) if isinstance(part, str) else tuple(part or ())
+    return tuple(name for name in names if name not in manual) or None
 
 
 def axis_size(logical: str) -> int:

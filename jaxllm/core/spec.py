@@ -46,6 +46,18 @@ def stack(specs: SpecTree, n: int) -> SpecTree:
     return jax.tree.map(one, specs)
 
 
+def unstack(params: Any) -> Any:
+    """The parameters with the stack under `layers`, where there is one, as a tuple of one tree a layer.
+
+    That is what a decoding loop reads fastest.
+    """
+    if not isinstance(params, dict) or "layers" not in params:
+        return params
+    stacked = params["layers"]
+    n = jax.tree.leaves(stacked)[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(n))}
+
+
 def init(specs: SpecTree, key: Key) -> Any:
     """Arrays for every spec. The path is folded into the key, so adding a leaf moves no other leaf's values."""
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxllm.core import ops
+from jaxllm.core.spec import unstack
 from jaxllm.core.types import Key, Model, Params
-from jaxllm.generate.sampling import draw, warp
+from jaxllm.generate.sampling import choose
 
 
 @struct.dataclass
@@ -38,50 +43,79 @@ def generate(
     Row i draws from fold_in(key, row_offset + i) folded with the position, so a row's sample does not depend on the batch
     that it stands in. temperature 0 is greedy. The loop ends early when every row has drawn a token of `stop`.
     """
+    params = unstack(params)
     b, p = prompts.shape
-    rows = jnp.arange(b)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows + row_offset)
-    warping = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(b) + row_offset)
     real = jnp.arange(p)[None, :] < prompt_lengths[:, None]
     out = model.apply(params, prompts, segments=real.astype(jnp.int32), cache=model.init_cache(b, p + max_new_tokens))
     hidden = jnp.take_along_axis(out.hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
-    empty = jnp.zeros((b, p + max_new_tokens))
-    start = Samples(
-        tokens=jnp.pad(jnp.where(real, prompts, 0), ((0, 0), (0, max_new_tokens))).astype(jnp.int32),
-        prompt_lengths=prompt_lengths, lengths=prompt_lengths, mask=empty.astype(bool), logps=empty,
-        model_logps=empty, stopped=jnp.zeros(b, bool),
-    )  # fmt: skip
     head = model.head(params)
 
-    def draw_next(s: Samples, hidden: jax.Array) -> tuple[Samples, jax.Array]:
-        logits = ops.logits(head, hidden)
-        warped = warp(logits, **warping)
-        if temperature == 0:  # nothing to draw, and drawing takes a fifth of the time
-            token = jnp.argmax(warped, axis=-1).astype(jnp.int32)
-        else:
-            token = draw(jax.vmap(jax.random.fold_in)(keys, s.lengths), warped)
-        going = ~s.stopped
-        at = (rows, jnp.where(going, s.lengths, p + max_new_tokens))  # a stopped row writes past the end: dropped
-        logp, model_logp = (jnp.take_along_axis(jax.nn.log_softmax(x), token[:, None], axis=1)[:, 0] for x in (warped, logits))
+    def draw_next(i: jax.Array, drawn: Drawn, hidden: jax.Array) -> Drawn:
+        """Draw token i of every row that goes on; a row that has stopped draws too, and nothing of it is kept."""
+        step_keys = jax.vmap(jax.random.fold_in)(keys, prompt_lengths + i)
+        token, logp, model_logp = choose(step_keys, ops.logits(head, hidden), temperature=temperature, top_k=top_k, top_p=top_p)
         hit = jnp.isin(token, jnp.asarray(stop, jnp.int32)) if stop else jnp.zeros(b, bool)
-        s = s.replace(
-            tokens=s.tokens.at[at].set(token, mode="drop"), mask=s.mask.at[at].set(True, mode="drop"),
-            logps=s.logps.at[at].set(logp, mode="drop"), model_logps=s.model_logps.at[at].set(model_logp, mode="drop"),
-            lengths=s.lengths + going, stopped=s.stopped | hit,
+        return Drawn(
+            drawn.tokens.at[i].set(token), drawn.logps.at[i].set(logp), drawn.model_logps.at[i].set(model_logp),
+            drawn.count + ~drawn.stopped, drawn.stopped | hit,
         )  # fmt: skip
-        return s, token
 
     def body(carry):
-        i, s, cache, token = carry
+        i, drawn, cache = carry
         # every row's cache advances, stopped rows too: their slots are never read again
-        out = model.apply(params, token[:, None], cache=cache)
-        s, token = draw_next(s, out.hidden[:, 0])
-        return i + 1, s, out.cache, token
+        out = model.apply(params, drawn.tokens[i - 1][:, None], cache=cache)
+        return i + 1, draw_next(i, drawn, out.hidden[:, 0]), out.cache
 
-    s, token = draw_next(start, hidden)
-    carry = (jnp.int32(1), s, out.cache, token)
+    empty = jnp.zeros((max_new_tokens, b))
+    none = Drawn(empty.astype(jnp.int32), empty, empty, jnp.zeros(b, jnp.int32), jnp.zeros(b, bool))
+    carry = (jnp.int32(1), draw_next(jnp.int32(0), none, hidden), out.cache)
     carry = jax.lax.while_loop(lambda c: (c[0] < max_new_tokens) & ~jnp.all(c[1].stopped), body, carry)
-    return carry[1]
+    return _place(prompts, prompt_lengths, carry[1])
+
+
+def over_data(sample: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """sample(params, prompts, lengths, key, row_offset) with the rows split over the mesh axis `data`, params replicated.
+
+    Each part decodes on its own until its own rows have stopped: no collective at every token, and the same tokens as
+    on one device. On a CPU of two cores this is how both are used: one simulated device a core, mesh data = 2.
+    ValueError when another axis is above 1: XLA aborts on a loop that is mapped over some of the axes only (jax 0.10).
+    """
+    if mesh.size != mesh.shape["data"]:
+        raise ValueError(f"over_data needs a mesh with `data` alone above 1, not {dict(mesh.shape)}")
+
+    def part(params: Params, prompts: jax.Array, lengths: jax.Array, key: Key, row_offset: jax.Array) -> Any:
+        return sample(params, prompts, lengths, key, row_offset + jax.lax.axis_index("data") * prompts.shape[0])
+
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    return jax.shard_map(part, mesh=mesh, in_specs=(whole, rows, rows, whole, whole), out_specs=rows, check_vma=False)
+
+
+@struct.dataclass
+class Drawn:
+    """What the loop has drawn: tokens, logps, model_logps [n, b] by step; count int [b] of them that are kept; stopped [b]."""
+
+    tokens: jax.Array
+    logps: jax.Array
+    model_logps: jax.Array
+    count: jax.Array
+    stopped: jax.Array
+
+
+def _place(prompts: jax.Array, prompt_lengths: jax.Array, drawn: Drawn) -> Samples:
+    """Completions behind their prompts: position t of a row holds what was drawn at step t - prompt_length."""
+    n, p = drawn.tokens.shape[0], prompts.shape[1]
+    step = jnp.arange(p + n)[None, :] - prompt_lengths[:, None]
+    mask = (step >= 0) & (step < drawn.count[:, None])
+
+    def behind(x: jax.Array) -> jax.Array:
+        return jnp.where(mask, jnp.take_along_axis(x.T, jnp.clip(step, 0, n - 1), axis=1), 0)
+
+    tokens = jnp.where(step < 0, jnp.pad(prompts, ((0, 0), (0, n))), behind(drawn.tokens))
+    return Samples(
+        tokens=tokens.astype(jnp.int32), prompt_lengths=prompt_lengths, lengths=prompt_lengths + drawn.count, mask=mask,
+        logps=behind(drawn.logps), model_logps=behind(drawn.model_logps), stopped=drawn.stopped,
+    )  # fmt: skip
 
 
 def to_record(s: Samples) -> dict[str, jax.Array]:

@@ -35,3 +35,20 @@ def warp(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: 
 def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
     """One token per row from its own key: keys [b], logits [b, v] -> int32 [b]. Rows do not affect each other."""
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def choose(keys: jax.Array, logits: jax.Array, *, temperature: float, top_k: int, top_p: float):
+    """(token, its log-probability under the sampling distribution, and under the model), each [b], from logits [b, v].
+
+    At temperature 0 the token is the argmax, its sampling log-probability is 0, and no key is used.
+    """
+    if temperature == 0:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return token, jnp.zeros(token.shape), _logp(logits, token)
+    warped = warp(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    token = draw(keys, warped)
+    return token, _logp(warped, token), _logp(logits, token)
+
+
+def _logp(logits: jax.Array, token: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)

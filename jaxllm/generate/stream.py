@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxllm.core import ops
 from jaxllm.core.types import Key, Model, Params
-from jaxllm.generate.sampling import draw, warp
+from jaxllm.generate.sampling import choose
 
 BUCKET = 64  # prompts and caches are padded to multiples of this, so that a conversation compiles few programs
 
@@ -36,8 +36,9 @@ def make_streamer(model: Model, *, temperature: float = 1.0, top_k: int = 0, top
         return _draw(params, out.hidden[0, 0], key, n), out.cache
 
     def _draw(params: Params, hidden: jax.Array, key: Key, n: jax.Array) -> jax.Array:
-        logits = warp(ops.logits(model.head(params), hidden)[None], temperature=temperature, top_k=top_k, top_p=top_p)
-        return draw(jax.random.fold_in(jax.random.fold_in(key, 0), n)[None], logits)[0]
+        keys = jax.random.fold_in(jax.random.fold_in(key, 0), n)[None]
+        logits = ops.logits(model.head(params), hidden)[None]
+        return choose(keys, logits, temperature=temperature, top_k=top_k, top_p=top_p)[0][0]
 
     def stream(params: Params, prompt: Any, key: Key, *, max_new_tokens: int, stop: tuple[int, ...] = ()) -> Iterator[int]:
         n = len(prompt)

@@ -132,26 +132,22 @@ def make(c: DecoderConfig) -> Model:
         segments = jnp.ones((b, length), jnp.int32) if segments is None else segments
         if cache is not None:
             positions = cache.length[:, None] + jnp.arange(length)[None, :] if positions is None else positions
-            mask = jnp.arange(cache.k.shape[3])[None, None, :] <= positions[:, :, None]
+            mask = jnp.arange(cache.k[0].shape[2])[None, None, :] <= positions[:, :, None]
         else:
             positions = segment_positions(segments) if positions is None else positions
             mask = attention.causal_mask(segments)
         if c.positions == "learned":
             x = x + params["embed"]["positions"][jnp.minimum(positions, c.max_length - 1)]
         x = shard(x.astype(c.dtype), "batch", None, None)
-        x, new, inputs = layer_stack.run(
-            _block(c, positions, mask),
-            params["layers"],
-            x,
-            cache,
-            remat=c.remat,
-            unroll=c.unroll,
-            tap="layer_inputs" in taps,
+        caches = None if cache is None else list(zip(cache.k, cache.v, strict=True))
+        x, caches, inputs = layer_stack.run(
+            _block(c, positions, mask), params["layers"], x, caches, remat=c.remat, unroll=c.unroll, tap="layer_inputs" in taps
         )
         if cache is not None:
-            new = new.replace(length=cache.length + jnp.sum(segments != 0, axis=1, dtype=jnp.int32))
+            k, v = zip(*caches, strict=True)
+            cache = attention.KVCache(k, v, cache.length + jnp.sum(segments != 0, axis=1, dtype=jnp.int32))
         hidden = norm(params["final_norm"], x, c.norm_eps)
-        return Output(hidden, new, {"layer_inputs": inputs} if "layer_inputs" in taps else {})
+        return Output(hidden, cache, {"layer_inputs": inputs} if "layer_inputs" in taps else {})
 
     def head(params):
         kernel = params["embed"]["tokens"].T if c.tied else params["head"]["kernel"]
@@ -167,9 +163,9 @@ def _block(c: DecoderConfig, positions: jax.Array, mask: jax.Array):
     """One pre-norm layer: attention and feed-forward, each added to the residual stream."""
     theta = c.rope_theta if c.positions == "rope" else None
 
-    def block(params, x, cache, index):
+    def block(params, x, cache):
         h = norm(params["attention_norm"], x, c.norm_eps)
-        y, cache = attention.apply(params["attention"], h, positions, mask, theta, cache, index)
+        y, cache = attention.apply(params["attention"], h, positions, mask, theta, cache)
         x = shard(x + y, "batch", None, None)
         x = x + ffn.apply(params["ffn"], norm(params["ffn_norm"], x, c.norm_eps))
         return shard(x, "batch", None, None), cache

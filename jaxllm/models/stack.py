@@ -15,20 +15,30 @@ POLICIES = {
 }
 
 
-def run(block: Callable, layers: Any, x: jax.Array, cache: Any, *, remat: str, unroll: bool, tap: bool):
-    """Apply block(layer_params, x, cache, index) -> (x, cache) for every layer.
+def run(block: Callable, layers: Any, x: jax.Array, caches: Any, *, remat: str, unroll: bool, tap: bool):
+    """Apply block(layer_params, x, cache) -> (x, cache) for every layer; (x, caches, inputs [n, b, l, d] or None).
 
-    layers: parameters with a leading axis n. Returns (x, cache, inputs [n, b, l, d] or None). The cache is carried
-    whole and updated in place; it is never sliced into the scan's inputs and outputs, which would copy it.
+    layers: parameters with a leading axis n, scanned; or, with caches (a list, one a layer), also a tuple of n trees
+    (`core.spec.unstack`), which a decoding loop wants: slicing a layer out of a stack inside the loop copies its weights.
     """
-    n = jax.tree.leaves(layers)[0].shape[0]
+    if caches is not None:
+        return _each(block, layers, x, caches, tap)
 
-    def body(carry, xs):
-        x, cache = carry
-        params, index = xs
-        return block(params, x, cache, index), x if tap else None
+    def body(x, params):
+        return block(params, x, None)[0], x if tap else None
 
-    if POLICIES[remat] is not None and cache is None:
+    if POLICIES[remat] is not None:
         body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
-    (x, cache), inputs = jax.lax.scan(body, (x, cache), (layers, jnp.arange(n)), unroll=n if unroll else 1)
-    return x, cache, inputs
+    x, inputs = jax.lax.scan(body, x, layers, unroll=jax.tree.leaves(layers)[0].shape[0] if unroll else 1)
+    return x, None, inputs
+
+
+def _each(block: Callable, layers: Any, x: jax.Array, caches: list, tap: bool):
+    """One layer after another, each with its own cache."""
+    inputs, new = [], []
+    for i, cache in enumerate(caches):
+        inputs.append(x)
+        params = layers[i] if isinstance(layers, tuple) else jax.tree.map(lambda p, i=i: p[i], layers)
+        x, cache = block(params, x, cache)
+        new.append(cache)
+    return x, new, jnp.stack(inputs) if tap else None

@@ -90,6 +90,20 @@ def test_ppo_begins_on_policy_and_trains_policy_and_value(reward_run, base, file
     assert moved(params_of(base / "reward", "reward"), params["value"]) > 0
 
 
+def test_ppo_on_a_data_mesh_samples_what_one_device_samples(reward_run, base, files, tmp_path):
+    overrides = {
+        "steps": 1, "batch_size": 8, "init": str(base), "reward_model": str(base), "data.path": files["prompts"],
+        "max_prompt": 20, "max_new_tokens": 8,
+    }  # fmt: skip
+    firsts = []
+    for data in (1, 4):
+        workdir = tmp_path / str(data)
+        launch.start(ppo.main, "ppo", {**overrides, "mesh.data": data}, workdir)
+        firsts.append(metrics_of(workdir)[0])
+    for name in ("completions/mean_length", "objective/scores", "objective/entropy", "train/loss"):
+        assert firsts[0][name] == pytest.approx(firsts[1][name], rel=1e-3, abs=1e-4)
+
+
 def test_load_finds_stages_and_says_what_is_there(base):
     assert launch.load(base, "sft").meta["experiment"] == "sft"
     assert launch.load(f"{base / 'sft'}@3").step == 3

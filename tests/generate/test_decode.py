@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.core import ops
-from jaxllm.generate.decode import generate, to_record
+from jaxllm.core import ops, sharding
+from jaxllm.generate.decode import generate, over_data, to_record
 from jaxllm.generate.sampling import warp
 from jaxllm.generate.stream import make_streamer
 from jaxllm.models import decoder
@@ -140,3 +140,19 @@ def test_frequencies_of_generated_tokens_are_those_of_the_warped_distribution():
     assert drawn[4:].sum() == 0
     assert ((drawn[:4] - expected) ** 2 / expected).sum() < 28  # 3 degrees of freedom
     np.testing.assert_allclose(np.exp(out.logps[:, 1]), (p / p.sum())[out.tokens[:, 1]], rtol=1e-4)
+
+
+def test_rows_over_a_data_mesh_are_the_rows_of_one_device():
+    model = decoder.make(STYLES["llama"])
+    params, mesh = weights(model.specs, seed=4), sharding.make_mesh({"data": 4})
+
+    def sample(params, prompts, lengths, key, row_offset):
+        return generate(model, params, prompts, lengths, key, max_new_tokens=NEW, row_offset=row_offset).tokens
+
+    arguments = (params, jnp.asarray(PROMPTS, jnp.int32), jnp.asarray(LENGTHS), jax.random.key(3), 0)
+    whole = fast_jit(sample)(*arguments)
+    with sharding.use(mesh):
+        split = fast_jit(over_data(sample, mesh))(*arguments)
+    np.testing.assert_array_equal(whole, split)
+    with pytest.raises(ValueError, match="data"):
+        over_data(sample, sharding.make_mesh({"data": 2, "tensor": 2}))

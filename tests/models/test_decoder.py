@@ -142,7 +142,7 @@ def test_bfloat16_is_close_and_its_losses_are_float32(style):
     hidden = fast_jit(lambda p: model.apply(p, PACKED["tokens"], segments=PACKED["segments"]).hidden)(
         style.params
     )
-    assert hidden.dtype == jnp.bfloat16 and model.init_cache(1, 4).k.dtype == jnp.bfloat16
+    assert hidden.dtype == jnp.bfloat16 and model.init_cache(1, 4).k[0].dtype == jnp.bfloat16
     full = np.asarray(style.hidden(style.params, PACKED["tokens"], PACKED["segments"]))
     error = np.abs(np.asarray(hidden, np.float32) - full).max()
     assert 0 < error < 0.15 * np.abs(full).max()

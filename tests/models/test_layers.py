@@ -73,7 +73,7 @@ def test_attention_equals_a_naive_loop(heads, kv_heads):
     q = RNG.normal(size=(2, 6, heads, 8)).astype(np.float32)
     k, v = RNG.normal(size=(2, 2, 6, kv_heads, 8)).astype(np.float32)
     mask = np.asarray(attention.causal_mask(jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])))
-    got = attention.attend(*map(jnp.asarray, (q, k, v, mask)))
+    got = attention.attend(*map(jnp.asarray, (q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), mask)))
     np.testing.assert_allclose(got, naive_attention(q, k, v, mask), rtol=1e-4, atol=1e-5)
 
 
