@@ -12,12 +12,23 @@ import jax.numpy as jnp
 
 from experiments import common
 from jaxllm import launch
+from jaxllm.core.types import UserError
 from jaxllm.data import pack, pairs
 from jaxllm.losses import preference
 from jaxllm.train.annotate import with_reference_logps
 
+LOSSES = {"dpo": preference.dpo, "cdpo": preference.cdpo, "reference_free": preference.reference_free}
+
+
+def loss_of(config):
+    """The array-level loss of the config, with what it takes beyond beta."""
+    if config.loss not in LOSSES:
+        raise UserError(f"config.loss={config.loss!r}: choose one of {', '.join(LOSSES)}")
+    return partial(preference.cdpo, label_smoothing=config.label_smoothing) if config.loss == "cdpo" else LOSSES[config.loss]
+
 
 def main(config, run):
+    loss_of(config)
     train, _, where, start = common.preference_rows(config, run)
     with common.open_mesh(config) as mesh:
         base = launch.load(start, default="sft", mesh=mesh)
@@ -32,7 +43,7 @@ def main(config, run):
         tx, schedule = common.optimizer(config)
         # a copy: the step donates its parameters, and the reference's belong to `base`
         state, frozen = common.new_state({"policy": jax.tree.map(jnp.copy, base.params["policy"])}, tx, mesh)
-        loss_fn = preference.loss(base.model, preference.dpo, beta=config.beta, nll_weight=config.nll_weight)
+        loss_fn = preference.loss(base.model, loss_of(config), beta=config.beta, nll_weight=config.nll_weight)
         final: dict[str, float] = {}
         common.fit(
             config, run, mesh=mesh, columns=columns, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,

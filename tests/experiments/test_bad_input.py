@@ -10,7 +10,7 @@ from jaxllm.core.types import UserError
 from tests.experiments.conftest import TINY, write_rows
 
 
-def refused(main, experiment, overrides, workdir, match):
+def check_refused(main, experiment, overrides, workdir, match):
     with pytest.raises(UserError, match=match) as error:
         launch.start(main, experiment, overrides, workdir)
     assert not (workdir / "checkpoints").exists() and not (workdir / "metrics.jsonl").exists()
@@ -38,11 +38,11 @@ def pretrain_with(files, **changes):
     ],
 )
 def test_settings_that_cannot_work(files, tmp_path, changes, match):
-    refused(pretrain.main, "pretrain", pretrain_with(files, **changes), tmp_path / "run", match)
+    check_refused(pretrain.main, "pretrain", pretrain_with(files, **changes), tmp_path / "run", match)
 
 
 def test_a_refused_run_can_be_repeated_with_the_fix(files, tmp_path):
-    refused(
+    check_refused(
         pretrain.main, "pretrain", pretrain_with(files, batch_size=6, **{"mesh.data": 4}), tmp_path / "run", "does not divide"
     )
     result = launch.start(pretrain.main, "pretrain", pretrain_with(files, batch_size=8, **{"mesh.data": 4}), tmp_path / "run")
@@ -51,7 +51,7 @@ def test_a_refused_run_can_be_repeated_with_the_fix(files, tmp_path):
 
 def test_empty_file(files, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    refused(
+    check_refused(
         pretrain.main,
         "pretrain",
         pretrain_with(files, **{"data.path": str(tmp_path / "empty.jsonl")}),
@@ -73,14 +73,14 @@ def test_malformed_conversations_are_named_by_file_and_line(tmp_path, base, line
     good = json.dumps({"prompt": "say cat", "completion": "cat"})
     (tmp_path / "bad.jsonl").write_text("\n".join([good] * 2 + [line] + [good] * 20))
     overrides = {"steps": 3, "batch_size": 4, "init": str(base), "data.path": str(tmp_path / "bad.jsonl"), "data.length": 32}
-    refused(sft.main, "sft", overrides, tmp_path / "run", match)
+    check_refused(sft.main, "sft", overrides, tmp_path / "run", match)
 
 
 def test_conversations_without_a_trained_token(tmp_path, base):
     rows = [{"messages": [{"role": "user", "content": "hello there"}]}] * 4 + [{"prompt": "say cat", "completion": "cat"}] * 20
     path = write_rows(tmp_path / "untrained.jsonl", rows)
     overrides = {"steps": 3, "batch_size": 4, "init": str(base), "data.path": path, "data.length": 32}
-    refused(sft.main, "sft", overrides, tmp_path / "run", "no trained token")
+    check_refused(sft.main, "sft", overrides, tmp_path / "run", "no trained token")
 
 
 def test_long_conversations_are_counted(tmp_path, base):
@@ -95,12 +95,17 @@ def test_long_conversations_are_counted(tmp_path, base):
 def test_fine_tuning_data_given_to_a_preference_stage(files, tmp_path, base, module):
     name = module.__name__.rpartition(".")[2]
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "data.path": files["chat"]}
-    refused(module.main, name, overrides, tmp_path / "run", "chat.jsonl row 1")
+    check_refused(module.main, name, overrides, tmp_path / "run", "chat.jsonl row 1")
+
+
+def test_an_unknown_preference_loss(files, tmp_path, base):
+    overrides = {"steps": 3, "batch_size": 8, "init": str(base), "data.path": files["pairs"], "loss": "ipo"}
+    check_refused(dpo.main, "dpo", overrides, tmp_path / "run", "choose one of dpo, cdpo, reference_free")
 
 
 def test_ppo_without_prompts(files, tmp_path, base):
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "reward_model": str(base), "data.path": files["text"]}
-    refused(ppo.main, "ppo", overrides, tmp_path / "run", "row 1: PPO needs a `prompt`")
+    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", "row 1: PPO needs a `prompt`")
 
 
 def test_ppo_prompt_longer_than_its_limit(files, tmp_path, base):
@@ -113,7 +118,7 @@ def test_ppo_prompt_longer_than_its_limit(files, tmp_path, base):
         "steps": 1, "batch_size": 8, "init": str(base), "reward_model": str(tmp_path / "reward"), "data.path": path,
         "max_prompt": 20, "max_new_tokens": 8,
     }  # fmt: skip
-    refused(ppo.main, "ppo", overrides, tmp_path / "run", r"prompts\.jsonl row 6 has .* more than max_prompt=20")
+    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", r"prompts\.jsonl row 6 has .* more than max_prompt=20")
 
 
 def test_ids_outside_the_vocabulary_are_refused():

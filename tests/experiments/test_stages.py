@@ -71,6 +71,19 @@ def test_dpo_begins_at_the_reference(base, files):
     assert last["step"] == 3
 
 
+@pytest.mark.parametrize("loss", ["cdpo", "reference_free"])
+def test_the_siblings_of_dpo_train_too(base, files, tmp_path, loss):
+    overrides = {**SMALL, "steps": 1, "init": str(base), "data.path": files["pairs"], "data.length": 32, "loss": loss}
+    launch.start(dpo.main, "dpo", overrides, tmp_path / loss)
+    (step,) = [m for m in metrics_of(tmp_path / loss) if "train/loss" in m]
+    dpo_at_the_start = math.log(2)
+    nll = 0.2 * step["train/nll_loss"]
+    if loss == "cdpo":
+        assert step["train/loss"] - nll == pytest.approx(dpo_at_the_start, abs=1e-4)
+    else:
+        assert step["train/loss"] - nll != pytest.approx(dpo_at_the_start, abs=1e-3)
+
+
 def test_ppo_begins_on_policy_and_trains_policy_and_value(reward_run, base, files):
     overrides = {
         **SMALL,
