@@ -18,7 +18,11 @@ from jaxllm.generate.stream import make_streamer
 
 
 def reply(loaded, stream, messages, key, max_new_tokens, write):
-    """Stream one answer to `write`; the whole text. A base model continues the last message as plain text."""
+    """Stream one answer to `write`; the whole text. A base model continues the last message as plain text.
+
+    Others see as many of the last turns as the longest conversation that they were trained on.
+    """
+    messages = messages[-(2 * loaded.meta.get("turns", 1) - 1) :]
     encode, tokenizer = loaded.tokenizer.encode, loaded.tokenizer
     prompt = encode(messages[-1]["content"]) if is_base(loaded) else chat.prompt_ids(tokenizer, messages)
     room = loaded.model.config.max_length - len(prompt)

@@ -101,11 +101,12 @@ def new_state(params: Any, tx: Any, mesh: Any, trainable: str = ".*") -> tuple[A
 
 def fit(
     config: Any, run: Any, *, mesh: Any, columns: Any, tokenizer: Any, model: Any, state: Any, frozen: Any, step_fn: Any,
-    schedule: Callable, evaluate: Callable | None = None, tokens_per_step: int = 0, last: dict | None = None,
+    schedule: Callable, evaluate: Callable | None = None, tokens_per_step: int = 0, last: dict | None = None, turns: int = 1,
 ) -> Any:  # fmt: skip
     """Restore or begin, then run the loop to config.steps with logs, checkpoints and a live line; the trained state.
 
-    `last`, when given, receives the last logged metrics.
+    `last`, when given, receives the last logged metrics; `turns` is how many user turns the longest conversation in training
+    had, which chat keeps to.
     """
     check_columns(columns, tokenizer.vocab_size)
     loader = make_loader(
@@ -116,6 +117,7 @@ def fit(
     meta = {
         "experiment": run.experiment, "model": decoder.to_dict(model.config), "roots": sorted(state.params),
         "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,
+        "turns": turns, "versions": {"jax": jax.__version__},
     }  # fmt: skip
     store = checkpoint.open_checkpoints(run.workdir, keep=config.keep, warn=run.warn)
     if (found := store.restore(state)) is not None:
@@ -144,7 +146,9 @@ def fit(
     return state
 
 
-def fit_lm(config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokenizer: Any, rows: Any, eval_rows: Any) -> dict:
+def fit_lm(
+    config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokenizer: Any, rows: Any, eval_rows: Any, turns: int = 1
+) -> dict:  # fmt: skip
     """Next-token training of `policy` on packed rows, evaluated on others: pretraining and SFT. The last evaluation."""
     check_length(model, config.data.length, "config.data.length")
     check_batch(config, len(rows["tokens"]))
@@ -163,7 +167,7 @@ def fit_lm(config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokeniz
     fit(
         config, run, mesh=mesh, columns=rows, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
         step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
-        tokens_per_step=config.batch_size * config.data.length,
+        tokens_per_step=config.batch_size * config.data.length, turns=turns,
     )  # fmt: skip
     return final
 

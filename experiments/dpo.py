@@ -49,6 +49,7 @@ def main(config, run):
             config, run, mesh=mesh, columns=columns, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
             step_fn=common.jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule,
             tokens_per_step=2 * config.batch_size * config.data.length, last=final,
+            turns=base.meta.get("turns", 1),
         )  # fmt: skip
     run.finish(final, [])
 

@@ -119,6 +119,7 @@ def main(config, run):
         common.fit(
             config, run, mesh=mesh, columns=prompts, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
             step_fn=step_fn, schedule=schedule, tokens_per_step=config.batch_size * config.max_new_tokens, last=final,
+            turns=base.meta.get("turns", 1),
         )  # fmt: skip
     run.finish(final, [])
 

@@ -24,6 +24,7 @@ def encode(config, run, tokenizer, conversations, where, what):
 def main(config, run):
     rows, where = common.rows_of(config, lambda: instr.demonstrations(config.data.rows, seed=config.seed))
     conversations = [chat.normalise(r, f"{where} row {i + 1}") for i, r in enumerate(rows)]
+    turns = max((sum(m["role"] == "user" for m in c) for c in conversations), default=1)
     common.check_batch(config, len(rows))
     train, held_out = common.hold_out(conversations, config.data.held_out, config.seed)
     start = common.need("pretrain", config.init, config, run)
@@ -33,7 +34,7 @@ def main(config, run):
         eval_columns, _ = encode(config, run, base.tokenizer, held_out, where, "held out")
         final = common.fit_lm(
             config, run, mesh=mesh, model=base.model, params=base.params["policy"], tokenizer=base.tokenizer,
-            rows=columns, eval_rows=eval_columns,
+            rows=columns, eval_rows=eval_columns, turns=turns,
         )  # fmt: skip
     run.finish({**final, "data/fill": report["fill"]}, [])
 

@@ -62,6 +62,12 @@ def test_reset_forgets_and_quit_leaves(loaded):
     assert again.count("\n") == 2 and again.split("> ")[2] == once.split("> ")[0]
 
 
+def test_turns_beyond_those_of_training_are_forgotten(loaded):
+    assert loaded.meta["turns"] == 1
+    once = talk(loaded, ["say cat"])
+    assert talk(loaded, ["say dog", "say cat"]).split("> ")[1] == once.split("> ")[0]
+
+
 def test_temperature_must_be_a_number(loaded):
     assert "use /temp 0.7" in talk(loaded, ["/temp warm"])
     assert "use /temp" not in talk(loaded, ["/temp 0.5"])
