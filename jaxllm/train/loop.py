@@ -26,8 +26,8 @@ def fit(
     batches(i) is the batch of step i on the devices; log(i, values) gets the means of the metrics since the last call, for
     the first step and every log_every; evaluate(i, params) runs every eval_every steps and at the end; save(state)
     every save_every steps or save_seconds seconds, and at the end. Metrics stay on the device between logs, so the host
-    never waits for a step that it has just started. SIGTERM and Ctrl-C save at the next step boundary, then
-    KeyboardInterrupt is raised; a second Ctrl-C does not wait.
+    never waits for a step that it has just started. SIGTERM and Ctrl-C save at the next step boundary, then SystemExit(75)
+    or KeyboardInterrupt is raised; a second signal does not wait.
     """
     step = int(state.step)
     pending: list[dict[str, Mean]] = []
@@ -55,6 +55,8 @@ def fit(
     if save and (saved_step != step or steps == step):
         save(state)
     if stop and step < steps:
+        if stop[0] == signal.SIGTERM:
+            raise SystemExit(75)  # preempted: the same command continues
         raise KeyboardInterrupt(f"stopped and saved at step {step} of {steps}")
     return state
 

@@ -28,7 +28,7 @@ def digest(workdir):
 
 def command(workdir, text):
     settings = {
-        "steps": 60, "save_every": 5, "batch_size": 8, "log_every": 1, "model.d_model": 32, "model.n_heads": 4, "model.d_ff": 64,
+        "steps": 120, "save_every": 5, "batch_size": 8, "log_every": 1, "model.d_model": 32, "model.n_heads": 4, "model.d_ff": 64,
         "data.path": text, "data.length": 32, "tokenizer": "byte",
     }  # fmt: skip
     words = [f"--config.{k}={v}" for k, v in settings.items()]
