@@ -59,6 +59,9 @@ def rows(config, run, tokenizer, documents, what):
 
 
 def main(config, run):
+    # what cannot work is said before the text is read
+    decoder.validate(decoder.DecoderConfig(vocab_size=config.vocab_size, **dict(config.model)))
+    common.check_batch(config, config.batch_size)
     train, held_out = corpus(config, run)
     tokenizer = tokenizer_of(config, train)
     model = decoder.make(decoder.DecoderConfig(vocab_size=tokenizer.vocab_size, **dict(config.model)))
