@@ -74,8 +74,10 @@ def make_reward(config, scalars):
 
 
 def reward_scale(config, sample, params, scalars, reward_params, prompts):
-    """Mean and standard deviation of the raw reward over samples of the starting policy."""
-    _, record = sample(params, common.take(prompts, slice(0, 512)), jax.random.key(config.seed + 1), 0)
+    """Mean and standard deviation of the raw reward over samples of the starting policy: about 512, whole batches."""
+    batches = min(512, len(prompts["lengths"])) // config.batch_size
+    first = common.take(prompts, slice(0, max(1, batches) * config.batch_size))
+    _, record = sample(params, first, jax.random.key(config.seed + 1), 0)
     raw = map_batches(jax.jit(partial(reward.score, scalars)), reward_params, jax.device_get(record), config.batch_size)
     return {"mean": jnp.float32(raw.mean()), "std": jnp.float32(max(raw.std(), 1e-6))}
 

@@ -54,7 +54,7 @@ def open_checkpoints(workdir: Path | str, *, keep: int = 2, warn: Callable[[str]
         _write_manifests(directory, manager)
         if jax.default_backend() == "cpu":
             # the step donates its buffers, and on CPU Orbax may still be reading them while it writes
-            state = jax.tree.map(jnp.copy, state)
+            state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
         step = int(state.step)
         manager.save(
             step,

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
-from jaxllm.train.step import Step
+from jaxllm.train.step import Step, overlapping, settled
 
 
 def fit(
@@ -32,8 +32,7 @@ def fit(
     step = int(state.step)
     pending: list[dict[str, Mean]] = []
     in_flight: collections.deque[Any] = collections.deque()
-    # several simulated devices on one CPU deadlock when steps overlap; elsewhere one step is queued behind the running one
-    depth = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 1
+    depth = 1 if overlapping() else 0  # one step is queued behind the running one
     saved_step, saved_time = step, time.monotonic()
     with _stop_requests() as stop:
         while step < steps and not stop:
@@ -64,22 +63,21 @@ def fit(
 def fetch(pending: list[dict[str, Mean]]) -> dict[str, float]:
     """The pooled means of several steps' metrics, as floats: the only place where the host waits for metrics."""
     names = {name for metrics in pending for name in metrics}
-    pooled = {n: _pool([m[n] for m in pending if n in m]) for n in sorted(names)}
-    return {name: float(value) for name, value in jax.device_get(pooled).items()}
+    host = jax.device_get(pending)
+    pooled = {n: _pool([m[n] for m in host if n in m]) for n in sorted(names)}
+    return {name: float(value) for name, value in pooled.items()}
 
 
 def _pool(means: list[Mean]) -> Any:
-    total = means[0]
-    for mean in means[1:]:
-        total = total + mean
-    return total.value()
+    total, count = sum(m.total for m in means), sum(m.count for m in means)
+    return total / count if count else total
 
 
 def evaluate_means(
     loss_fn: Callable[[Params, Batch], dict[str, Mean]], params: Params, batches: Iterator[Batch]
 ) -> dict[str, float]:
     """The pooled metrics of a jitted (params, batch) -> Means over some batches."""
-    return fetch([loss_fn(params, batch) for batch in batches])
+    return fetch([settled(loss_fn(params, batch)) for batch in batches])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
-from jaxllm.train.step import Step
+from jaxllm.train.step import Step, settled
 
 
 def make_online_step(
@@ -31,19 +31,23 @@ def make_online_step(
         order = jax.random.permutation(key, rows).reshape(minibatches, -1)
         return [jax.tree.map(lambda x, i=i: x[order[i]], batch) for i in range(minibatches)]
 
+    @jax.jit
+    def pool(updates: list[dict[str, Mean]]) -> dict[str, Mean]:
+        return jax.tree.map(lambda *ms: sum(ms[1:], ms[0]), *updates)
+
     def step(state: TrainState, frozen: Params, prompts: Batch, rng: Key) -> tuple[TrainState, dict[str, Mean]]:
         iteration = state.step
         key = jax.random.fold_in(rng, iteration)
-        samples = rollout(state.params, prompts, jax.random.fold_in(key, 0))
-        scores = reward(frozen, samples)
-        batch, metrics = prepare(state.params, frozen, samples, scores)
+        samples = settled(rollout(state.params, prompts, jax.random.fold_in(key, 0)))
+        scores = settled(reward(frozen, samples))
+        batch, metrics = settled(prepare(state.params, frozen, samples, scores))
         kept = jnp.copy(iteration)  # the update donates the state
         updates: list[dict[str, Mean]] = []
         for epoch in range(epochs):
-            for part in shuffled(batch, jax.random.fold_in(key, 1 + epoch)):
-                state, inner = update(state, frozen, part, key)
+            for part in settled(shuffled(batch, jax.random.fold_in(key, 1 + epoch))):
+                state, inner = settled(update(state, frozen, part, key))
                 updates.append(inner)
-        pooled = jax.tree.map(lambda *ms: sum(ms[1:], ms[0]), *updates)
+        pooled = settled(pool(updates))
         first = {f"first/{name}": value for name, value in updates[0].items() if name in ("val/ratio", "policy/approxkl_avg")}
         return state.replace(step=kept + 1), metrics | pooled | first
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,16 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumu
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return step
+
+
+def overlapping() -> bool:
+    """Whether dispatched programs may overlap: everywhere but on several simulated CPU devices, where they deadlock or abort."""
+    return not (jax.default_backend() == "cpu" and jax.device_count() > 1)
+
+
+def settled(tree: Any) -> Any:
+    """The tree, waited for where programs must not overlap."""
+    return tree if overlapping() else jax.block_until_ready(tree)
 
 
 def _accumulate(micro: Callable, params: Params, frozen: Params, batch: Batch, rng: Key, n: int):
