@@ -8,6 +8,9 @@ parameter counts, equal losses (within 1e-3 after five steps) or equal tokens ar
 is timed. The table adds the absolute figures, for information only: on a busy machine best times and CPU
 seconds say more than medians, and contenders whose threads wait for each other in lock step (OpenMP) lose
 most; `taskset -c 0` gives every contender one thread.
+
+generate/... has our rows over one simulated device a core (`decode.over_data`), as the other side uses every core;
+generate_one_device/... has them on one.
 """
 
 from __future__ import annotations

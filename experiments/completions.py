@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +75,3 @@ def complete(sample: Any, params: Any, tokenizer: Any, prompts: dict[str, np.nda
         texts += [tokenizer.decode(t[a:b].tolist()) for t, a, b in zip(s.tokens, s.prompt_lengths, ends, strict=True)]
     record, ended, lengths = jax.tree.map(lambda *xs: np.concatenate(xs)[:n], *kept)
     return Completions(texts[:n], ended, lengths, record)
-
-
-greedy = partial(sampler, temperature=0.0)

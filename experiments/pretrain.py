@@ -65,6 +65,7 @@ def main(config, run):
     train, held_out = corpus(config, run)
     tokenizer = tokenizer_of(config, train)
     model = decoder.make(decoder.DecoderConfig(vocab_size=tokenizer.vocab_size, **dict(config.model)))
+    run.note(f"model: {decoder.published_count(model.config):,} parameters, vocabulary of {tokenizer.vocab_size:,}")
     columns, report = rows(config, run, tokenizer, train, "train")
     eval_columns, _ = rows(config, run, tokenizer, held_out or train[:1], "held out")
     with common.open_mesh(config) as mesh:

@@ -41,7 +41,7 @@ def test_gpt3_counts_are_those_of_table_2_1(name, published, tolerance):
 
 def test_every_preset_can_be_built():
     for config in presets.PRESETS.values():
-        decoder.make(config)
+        assert decoder.make(config).config == config
 
 
 def test_presets_take_changes_and_refuse_unknown_names():
