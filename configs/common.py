@@ -1,6 +1,10 @@
 """What every training recipe has at its top."""
 
+import dataclasses
+from typing import Any
+
 import ml_collections
+from ml_collections import config_dict
 
 
 def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eval_every: int = 0) -> ml_collections.ConfigDict:
@@ -18,3 +22,20 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     c.optim = ml_collections.ConfigDict(dict(lr=lr, warmup=0, final=0.1, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0))
     c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1, expert=1, context=1))
     return c
+
+
+MAIN = (
+    "max_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "positions", "norm", "activation", "bias",
+    "tied", "rope_theta", "norm_eps", "dtype", "remat", "unroll",
+)  # fmt: skip
+
+
+def model_settings(model: Any) -> ml_collections.ConfigDict:
+    """The fields of a model's config as settings: those that one turns, and those in which this model is unlike the default.
+
+    `vocab_size` is not among them: it is the tokenizer's.
+    """
+    plain = dataclasses.asdict(model)
+    usual = {f.name: f.default for f in dataclasses.fields(model)}
+    shown = {n: v for n, v in plain.items() if n != "vocab_size" and (n in MAIN or v != usual[n])}
+    return ml_collections.ConfigDict({n: config_dict.placeholder(int) if v is None else v for n, v in shown.items()})

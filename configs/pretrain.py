@@ -1,11 +1,8 @@
-"""Pretraining on next tokens. Variants are the model presets: configs/pretrain.py:gpt2, :llama3-1b, ..."""
-
-import dataclasses
+"""Pretraining on next tokens. Variants are the model presets: configs/pretrain.py:gpt2, :llama3.2-1b, ..."""
 
 import ml_collections
-from ml_collections import config_dict
 
-from configs.common import training
+from configs.common import model_settings, training
 from jaxllm.models.presets import preset
 
 
@@ -22,9 +19,7 @@ def get_config(variant=None):
     c.data.held_out = 0.02
     c.tokenizer = "bpe"  # trained on the data: bpe, unigram; or byte; or a path to a tokenizer
     c.vocab_size = model.vocab_size  # of a trained tokenizer
-    fields = {k: config_dict.placeholder(int) if v is None else v for k, v in dataclasses.asdict(model).items()}
-    del fields["vocab_size"]  # the tokenizer's
-    c.model = ml_collections.ConfigDict(fields)
+    c.model = model_settings(model)
     if variant is not None:
         c.optim.lr, c.optim.warmup, c.steps, c.batch_size, c.log_every = 3e-4, 2000, 100_000, 256, 100
     return c

@@ -20,7 +20,7 @@ from jaxllm.data.loader import check_state, make_loader
 from jaxllm.data.pairs import normalise_pair
 from jaxllm.data.text import read_rows
 from jaxllm.losses import lm
-from jaxllm.models import decoder
+from jaxllm.models import families
 from jaxllm.report.console import progress
 from jaxllm.train import checkpoint, loop, optim
 from jaxllm.train.step import init_state, make_train_step
@@ -43,6 +43,11 @@ def need(stage: str, given: str, config: Any, run: Any, **overrides: Any) -> str
 def open_mesh(config: Any) -> Any:
     """The mesh of the config, as a context manager that also gives it."""
     return sharding.use(sharding.make_mesh(dict(config.mesh)))
+
+
+def model_config(config: Any, kind: Any, vocab_size: int) -> Any:
+    """The model's config record of a class, from the settings under config.model."""
+    return families.build(kind, {**config.model.to_dict(), "vocab_size": vocab_size})
 
 
 def born_sharded(specs: Any, seed: int, mesh: Any) -> Any:
@@ -102,26 +107,33 @@ def new_state(params: Any, tx: Any, mesh: Any, trainable: str = ".*") -> tuple[A
 def fit(
     config: Any, run: Any, *, mesh: Any, columns: Any, tokenizer: Any, model: Any, state: Any, frozen: Any, step_fn: Any,
     schedule: Callable, evaluate: Callable | None = None, tokens_per_step: int = 0, last: dict | None = None, turns: int = 1,
+    meta: dict | None = None,
 ) -> Any:  # fmt: skip
     """Restore or begin, then run the loop to config.steps with logs, checkpoints and a live line; the trained state.
 
-    `last`, when given, receives the last logged metrics; `turns` is how many user turns the longest conversation in training
-    had, which chat keeps to.
+    Checkpoints hold the frozen parameters of a root that is trained in part too, so that a run can be loaded without the one
+    that it started from; frozen roots (a reference, a judge) are left out. `last`, when given, receives the last logged
+    metrics; `turns` is how many user turns the longest conversation in training had, which chat keeps to; `meta` is added to
+    what checkpoints say of themselves.
     """
-    check_columns(columns, tokenizer.vocab_size)
+    check_columns(columns, model.config.vocab_size)
     loader = make_loader(
         columns, config.batch_size, config.seed, process_index=jax.process_index(), process_count=jax.process_count()
     )
     tokenizers.save(tokenizer, run.path("tokenizer"))
     run.path("tokenizer", "chat_template.txt").write_text(chat.template_text(tokenizer), encoding="utf-8")
     meta = {
-        "experiment": run.experiment, "model": decoder.to_dict(model.config), "roots": sorted(state.params),
+        "experiment": run.experiment, "model": families.to_dict(model.config), "roots": sorted(state.params),
         "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,
-        "turns": turns, "versions": {"jax": jax.__version__},
+        "turns": turns, "versions": {"jax": jax.__version__}, **(meta or {}),
     }  # fmt: skip
     store = checkpoint.open_checkpoints(run.workdir, keep=config.keep, warn=run.warn)
-    if (found := store.restore(state)) is not None:
+    kept = {root: leaves for root, leaves in frozen.items() if root in state.params}
+    whole = lambda s: s.replace(params=tree.merge(s.params, kept))  # noqa: E731
+    if (found := store.restore(whole(state))) is not None:
+        moving = tree.flatten(state.params).keys()
         state, data, _ = found
+        state = state.replace(params=tree.unflatten({p: x for p, x in tree.flatten(state.params).items() if p in moving}))
         check_state(loader, data)
         run.truncate(int(state.step))
         run.note(f"resumed at step {int(state.step)} of {config.steps}")
@@ -138,7 +150,7 @@ def fit(
     state = loop.fit(
         step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
         steps=config.steps, log=log, log_every=config.log_every, evaluate=evaluate, eval_every=config.eval_every or config.steps,
-        save=lambda s: store.save(s, loader.state(int(s.step)), meta), save_every=config.save_every,
+        save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta), save_every=config.save_every,
         save_seconds=config.save_seconds,
     )  # fmt: skip
     line.close()
@@ -147,20 +159,27 @@ def fit(
 
 
 def fit_lm(
-    config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokenizer: Any, rows: Any, eval_rows: Any, turns: int = 1
+    config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokenizer: Any, rows: Any, eval_rows: Any, turns: int = 1,
+    loss_fn: Any = None, tx: Any = None, trainable: str = ".*", root: str = "policy",
 ) -> dict:  # fmt: skip
-    """Next-token training of `policy` on packed rows, evaluated on others: pretraining and SFT. The last evaluation."""
+    """Training of one model, `root`, on packed rows, evaluated on others: pretraining and SFT. The last evaluation.
+
+    loss_fn: next-token prediction unless given; tx: (optimizer, schedule), AdamW as config.optim says unless given;
+    trainable: which parameters move.
+    """
     check_length(model, config.data.length, "config.data.length")
     check_batch(config, len(rows["tokens"]))
-    tx, schedule = optimizer(config)
-    state, frozen = new_state({"policy": params}, tx, mesh)
-    loss_fn = lm.loss(model)
-    evaluator = jax.jit(lambda params, batch: loss_fn(params, batch, None)[1])
+    tx, schedule = tx or optimizer(config)
+    state, frozen = new_state({root: params}, tx, mesh, trainable)
+    loss_fn = loss_fn or lm.loss(model)
+    # the same draws (masking, say) at every evaluation, so that two of them can be compared
+    key = jax.random.key(config.seed)
+    evaluator = jax.jit(lambda params, batch: loss_fn(params, batch, key)[1])
     size = config.batch_size if len(eval_rows["tokens"]) >= config.batch_size else mesh.shape["data"] * mesh.shape["fsdp"]
     final: dict[str, float] = {}
 
     def evaluate(step: int, params: Any) -> None:
-        values = loop.evaluate_means(evaluator, params, eval_batches(eval_rows, size, mesh))
+        values = loop.evaluate_means(evaluator, tree.merge(params, frozen), eval_batches(eval_rows, size, mesh))
         final.update({f"eval/{k}": v for k, v in values.items()})
         run.log(step, final)
 

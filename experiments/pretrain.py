@@ -60,11 +60,11 @@ def rows(config, run, tokenizer, documents, what):
 
 def main(config, run):
     # what cannot work is said before the text is read
-    decoder.validate(decoder.DecoderConfig(vocab_size=config.vocab_size, **dict(config.model)))
+    decoder.validate(common.model_config(config, decoder.DecoderConfig, config.vocab_size))
     common.check_batch(config, config.batch_size)
     train, held_out = corpus(config, run)
     tokenizer = tokenizer_of(config, train)
-    model = decoder.make(decoder.DecoderConfig(vocab_size=tokenizer.vocab_size, **dict(config.model)))
+    model = decoder.make(common.model_config(config, decoder.DecoderConfig, tokenizer.vocab_size))
     run.note(f"model: {decoder.published_count(model.config):,} parameters, vocabulary of {tokenizer.vocab_size:,}")
     columns, report = rows(config, run, tokenizer, train, "train")
     eval_columns, _ = rows(config, run, tokenizer, held_out or train[:1], "held out")

@@ -307,14 +307,13 @@ def load(
 
     from jaxllm.core import sharding, spec
     from jaxllm.data import tokenizer as tokenizers
-    from jaxllm.models import decoder, heads
+    from jaxllm.models import families, heads
     from jaxllm.train.checkpoint import newest_meta, restore_params
 
     where, at = find_stage(run, stage, default)
     at = step if step is not None else at
     meta = newest_meta(where, at)
-    fields = {k: v for k, v in meta["model"].items() if k != "family"}
-    plain = decoder.make(decoder.DecoderConfig(**fields))
+    plain = families.make(families.from_dict(meta["model"]))
     models = {root: plain if root == "policy" else heads.with_scalar_head(plain) for root in meta["roots"]}
     like = None
     if mesh is not None:

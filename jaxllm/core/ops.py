@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxllm.core.sharding import axis_size
-from jaxllm.core.types import Head, Model, Params
+from jaxllm.core.types import Head, Model, Output, Params
 
 CHUNK_ELEMENTS = 2**23  # logits held at once on one device when `chunk` is not given (32 MiB of float32)
 NEGATIVE = -1e30  # finite, so that a masked column never makes inf - inf
@@ -144,7 +144,14 @@ def _cross_entropy_backward(size: int, grads: tuple[Head, jax.Array], cotangents
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
+def forward(model: Model, params: Params, record: Any, **options: Any) -> Output:
+    """The model on a sequence record: tokens and segments [b, l], and `inputs`, where the model reads something else first."""
+    if model.encode is not None:
+        options["context"] = model.encode(params, record["inputs"])
+    return model.apply(params, record["tokens"], segments=record["segments"], **options)
+
+
 def model_logps(model: Model, params: Params, record: Any, chunk: int | None = None, temperature: Any = 1.0) -> TokenLogp:
     """TokenLogp [b, l] of a sequence record (tokens, targets, segments) under a model; the caller applies the mask."""
-    hidden = model.apply(params, record["tokens"], segments=record["segments"]).hidden
+    hidden = forward(model, params, record).hidden
     return token_logp(model.head(params), hidden, record["targets"], chunk, temperature)

@@ -47,15 +47,18 @@ def stack(specs: SpecTree, n: int) -> SpecTree:
 
 
 def unstack(params: Any) -> Any:
-    """The parameters with the stack under `layers`, where there is one, as a tuple of one tree a layer.
+    """The parameters with every stack (under a name that ends in `layers`) as a tuple of one tree a layer.
 
     That is what a decoding loop reads fastest.
     """
-    if not isinstance(params, dict) or "layers" not in params:
+    if not isinstance(params, dict):
         return params
-    stacked = params["layers"]
-    n = jax.tree.leaves(stacked)[0].shape[0]
-    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(n))}
+
+    def one(stacked: Any) -> tuple[Any, ...]:
+        n = jax.tree.leaves(stacked)[0].shape[0]
+        return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(n))
+
+    return {name: one(x) if name.endswith("layers") and isinstance(x, dict) else x for name, x in params.items()}
 
 
 def init(specs: SpecTree, key: Key) -> Any:

@@ -68,6 +68,7 @@ class Model(NamedTuple):
 
     apply(params, tokens, *, positions, segments, cache, embeds, context, types, rng, taps) -> Output
     head(params) -> Head; init_cache(batch, length) -> Cache
+    encode(params, inputs) -> context, for a model that reads something else first (T5: another text; Flamingo: images)
     """
 
     config: Any
@@ -75,6 +76,7 @@ class Model(NamedTuple):
     apply: Callable[..., Output]
     head: Callable[[Params], Head]
     init_cache: Callable[..., Any]
+    encode: Callable[[Params, Any], Any] | None = None
 
 
 @struct.dataclass

@@ -37,17 +37,21 @@ class Samples:
 def generate(
     model: Model, params: Params, prompts: jax.Array, prompt_lengths: jax.Array, key: Key, *, max_new_tokens: int,
     stop: tuple[int, ...] = (), temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, row_offset: int = 0,
+    inputs: Any = None,
 ) -> Samples:  # fmt: skip
     """Complete right-padded prompts int [b, p] of prompt_lengths [b] by up to max_new_tokens; jit it with the rest bound.
 
     Row i draws from fold_in(key, row_offset + i) folded with the position, so a row's sample does not depend on the batch
-    that it stands in. temperature 0 is greedy. The loop ends early when every row has drawn a token of `stop`.
+    that it stands in. temperature 0 is greedy. The loop ends early when every row has drawn a token of `stop`. inputs: what
+    the model reads first, if it does (T5: the source, with prompts of one start token; Flamingo: images); it is read once.
     """
+    context = {} if model.encode is None else {"context": model.encode(params, inputs)}
     params = unstack(params)
     b, p = prompts.shape
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(b) + row_offset)
     real = jnp.arange(p)[None, :] < prompt_lengths[:, None]
-    out = model.apply(params, prompts, segments=real.astype(jnp.int32), cache=model.init_cache(b, p + max_new_tokens))
+    cache = model.init_cache(b, p + max_new_tokens)
+    out = model.apply(params, prompts, segments=real.astype(jnp.int32), cache=cache, **context)
     hidden = jnp.take_along_axis(out.hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
     head = model.head(params)
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxllm.core import ops
 from jaxllm.core.spec import Spec
 from jaxllm.core.types import Head, Model, Params
 from jaxllm.models.layers import zeros
@@ -33,6 +34,6 @@ def graft(params: Params, trunk: Params) -> Params:
 
 def scalars(model: Model, params: Params, record: Any) -> jax.Array:
     """The head's number at every position of a sequence record: [b, l] float32."""
-    hidden = model.apply(params, record["tokens"], segments=record["segments"]).hidden
+    hidden = ops.forward(model, params, record).hidden
     head = model.head(params)
     return jnp.einsum("bld,do->blo", hidden.astype(jnp.float32), head.kernel)[..., 0] + head.bias[0]

@@ -1,6 +1,12 @@
-"""Norms, rotary positions and initializers. Einsum letters are the same everywhere: b l s d h g k f v n."""
+"""Norms, activations, rotary positions and initializers. Einsum letters are the same everywhere: b l s d h g k f v n."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +15,14 @@ from jaxllm.core.spec import Initializer, Spec, SpecTree
 
 ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=True),  # the tanh form: GPT-2, Gemma, T5 v1.1
+    "gelu_exact": partial(jax.nn.gelu, approximate=False),  # the erf form: BERT
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # ImageGPT
+}
+
 
 def normal(fan_in: int, scale: float = 1.0) -> Initializer:
     """Normal with standard deviation scale / sqrt(fan_in), whatever the layout of the kernel."""
@@ -16,7 +30,9 @@ def normal(fan_in: int, scale: float = 1.0) -> Initializer:
 
 
 def norm_specs(kind: str, d: int) -> SpecTree:
-    """`rmsnorm`: a scale; `layernorm`: a scale and a bias."""
+    """`rmsnorm`: a scale; `rmsnorm_offset`: its difference from 1 (Gemma); `layernorm`: a scale and a bias."""
+    if kind == "rmsnorm_offset":
+        return {"offset": Spec((d,), ("embed",), zeros)}
     scale = {"scale": Spec((d,), ("embed",), ones)}
     return scale if kind == "rmsnorm" else scale | {"bias": Spec((d,), ("embed",), zeros)}
 
@@ -30,7 +46,7 @@ def norm(params: SpecTree, x: jax.Array, eps: float) -> jax.Array:
     if "bias" in params:
         y = y - y.mean(axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    y = y * _row(params["scale"], y)
+    y = y * (1 + _row(params["offset"], y) if "offset" in params else _row(params["scale"], y))
     if "bias" in params:
         y = y + _row(params["bias"], y)
     return y.astype(x.dtype)
@@ -47,15 +63,81 @@ def dense(x: jax.Array, equation: str, kernel: jax.Array, bias: jax.Array | None
     return y if bias is None else y + bias.astype(x.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
-def rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than `original_length`, the one of pretraining.
+
+    linear: all by 1 / factor (arXiv 2306.15595). llama3: those whose wavelength is above original_length / low_factor by
+    1 / factor, those below original_length / high_factor not at all, a linear blend between (arXiv 2407.21783).
+    yarn: the same idea by the number of rotations over original_length, beta_slow to beta_fast, and attention is warmed
+    by attention_factor (arXiv 2309.00071); DeepSeek sets it by mscale / mscale_all_dim.
+    """
+
+    kind: str  # linear | llama3 | yarn
+    factor: float
+    original_length: int = 0
+    low_factor: float = 1.0
+    high_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    attention_factor: float | None = None
+    truncate: bool = True  # yarn's first and last blended frequency are whole numbers
+
+
+class Frequencies(NamedTuple):
+    """Rotary frequencies [k / 2] in radians per position, and the factor on what is rotated (1 but for yarn)."""
+
+    inverse: jax.Array
+    factor: float = 1.0
+
+
+def frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Frequencies:
+    """Frequency i of dim / 2 is theta ** (-2i / dim), then scaled."""
+    half = dim // 2
+    plain = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is None:
+        return Frequencies(plain)
+    if scaling.kind == "linear":
+        return Frequencies(plain / scaling.factor)
+    if scaling.kind == "llama3":
+        turns = scaling.original_length * plain / (2 * math.pi)
+        keep = jnp.clip((turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor), 0, 1)
+        return Frequencies((keep + (1 - keep) / scaling.factor) * plain)
+    # yarn: the index of the frequency that turns so often over the original length
+    at = [
+        dim * math.log(scaling.original_length / (beta * 2 * math.pi)) / (2 * math.log(theta))
+        for beta in (scaling.beta_fast, scaling.beta_slow)
+    ]
+    low, high = (math.floor(at[0]), math.ceil(at[1])) if scaling.truncate else at
+    low, high = max(low, 0), min(high, dim - 1)
+    stretch = jnp.clip((jnp.arange(half, dtype=jnp.float32) - low) / max(high - low, 0.001), 0, 1)
+    return Frequencies(plain * (1 - stretch + stretch / scaling.factor), yarn_factor(scaling))
+
+
+def yarn_factor(scaling: RopeScaling) -> float:
+    """What yarn multiplies rotated queries and keys by: 0.1 ln(factor) + 1 (arXiv 2309.00071), or as DeepSeek's mscale says."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return yarn_mscale(scaling.factor, scaling.mscale) / yarn_mscale(scaling.factor, scaling.mscale_all_dim)
+    return yarn_mscale(scaling.factor, 1.0)
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """0.1 mscale ln(factor) + 1, and 1 where nothing is stretched."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope(x: jax.Array, positions: jax.Array, frequency: Frequencies) -> jax.Array:
     """Rotary position embedding (arXiv 2104.09864) on halves, as Llama's published weights expect.
 
-    x [b, l, h, k], positions int [b, l] -> [b, l, h, k]; frequency i of k/2 is theta ** (-2i / k).
+    x [b, l, h, k], positions int [b, l] -> [b, l, h, k].
     """
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency.reshape(1, 1, 1, half)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency.inverse.reshape(1, 1, 1, half)
+    cos, sin = jnp.cos(angle) * frequency.factor, jnp.sin(angle) * frequency.factor
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 

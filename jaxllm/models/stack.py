@@ -1,8 +1,8 @@
-"""Running equal layers one after another: one scan over stacked parameters, so depth does not change compile time."""
+"""Running layers one after another: one scan over stacked parameters, so depth does not change compile time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,30 +15,67 @@ POLICIES = {
 }
 
 
-def run(block: Callable, layers: Any, x: jax.Array, caches: Any, *, remat: str, unroll: bool, tap: bool):
-    """Apply block(layer_params, x, cache) -> (x, cache) for every layer; (x, caches, inputs [n, b, l, d] or None).
+def run(
+    blocks: Callable | Sequence[Callable], layers: Any, x: jax.Array, caches: Any = None, *,
+    remat: str = "none", unroll: bool = False, tap: bool = False,
+) -> tuple[jax.Array, Any, dict[str, Any]]:  # fmt: skip
+    """Apply block(layer_params, x, cache) -> (x, cache, aux) for every layer: (x, caches, aux stacked to [n, ...]).
 
-    layers: parameters with a leading axis n, scanned; or, with caches (a list, one a layer), also a tuple of n trees
+    blocks: one for all layers, or the pattern that repeats over them (Gemma's local and global attention): layer i runs
+    blocks[i % p], and the scan goes over groups of p layers. layers: parameters with a leading axis n, or a tuple of n trees
     (`core.spec.unstack`), which a decoding loop wants: slicing a layer out of a stack inside the loop copies its weights.
+    With caches (a list, one a layer) layers run in a Python loop. tap: aux also has layer_inputs [n, b, l, d].
     """
-    if caches is not None:
-        return _each(block, layers, x, caches, tap)
+    blocks = (blocks,) if callable(blocks) else tuple(blocks)
+    n = len(layers) if isinstance(layers, tuple) else jax.tree.leaves(layers)[0].shape[0]
+    if caches is not None or isinstance(layers, tuple):
+        return _each(blocks, layers, x, [None] * n if caches is None else caches, tap)
+    one = [_remat(block, remat) for block in blocks]
+    p, groups = len(one), n // len(one)
+    x, aux = _scan(one, _part(layers, 0, groups * p, n), x, groups, unroll, tap)
+    if rest := n - groups * p:
+        x, more = _scan(one[:rest], _part(layers, groups * p, n, n), x, 1, unroll, tap)
+        aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, more) if groups else more
+    return x, None, aux
 
-    def body(x, params):
-        return block(params, x, None)[0], x if tap else None
 
-    if POLICIES[remat] is not None:
-        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
-    x, inputs = jax.lax.scan(body, x, layers, unroll=jax.tree.leaves(layers)[0].shape[0] if unroll else 1)
-    return x, None, inputs
+def _part(layers: Any, start: int, stop: int, n: int) -> Any:
+    return layers if (start, stop) == (0, n) else jax.tree.map(lambda a: a[start:stop], layers)
 
 
-def _each(block: Callable, layers: Any, x: jax.Array, caches: list, tap: bool):
+def _remat(block: Callable, remat: str) -> Callable:
+    if POLICIES[remat] is None:
+        return block
+    return jax.checkpoint(block, policy=POLICIES[remat], prevent_cse=False)
+
+
+def _scan(blocks: list, layers: Any, x: jax.Array, groups: int, unroll: bool, tap: bool) -> tuple[jax.Array, Any]:
+    """Groups of len(blocks) layers: (x, aux [n, ...])."""
+    p = len(blocks)
+    if groups == 0:
+        return x, {}
+
+    def body(x: jax.Array, group: Any) -> tuple[jax.Array, Any]:
+        found = []
+        for i, block in enumerate(blocks):
+            params = group if p == 1 else jax.tree.map(lambda a, i=i: a[i], group)
+            y, _, aux = block(params, x, None)
+            found.append({**aux, "layer_inputs": x} if tap else aux)
+            x = y
+        return x, found[0] if p == 1 else jax.tree.map(lambda *a: jnp.stack(a), *found)
+
+    grouped = layers if p == 1 else jax.tree.map(lambda a: a.reshape(groups, p, *a.shape[1:]), layers)
+    x, aux = jax.lax.scan(body, x, grouped, unroll=groups if unroll else 1)
+    return x, aux if p == 1 else jax.tree.map(lambda a: a.reshape(groups * p, *a.shape[2:]), aux)
+
+
+def _each(blocks: tuple, layers: Any, x: jax.Array, caches: list, tap: bool) -> tuple[jax.Array, list, dict[str, Any]]:
     """One layer after another, each with its own cache."""
-    inputs, new = [], []
+    found, new = [], []
     for i, cache in enumerate(caches):
-        inputs.append(x)
         params = layers[i] if isinstance(layers, tuple) else jax.tree.map(lambda p, i=i: p[i], layers)
-        x, cache = block(params, x, cache)
+        y, cache, aux = blocks[i % len(blocks)](params, x, cache)
+        found.append({**aux, "layer_inputs": x} if tap else aux)
         new.append(cache)
-    return x, new, jnp.stack(inputs) if tap else None
+        x = y
+    return x, new, jax.tree.map(lambda *a: jnp.stack(a), *found)

@@ -15,9 +15,7 @@ from jaxllm.models import decoder
 from jaxllm.train.step import init_state, make_train_step
 
 VOCAB, ROWS, LENGTH = 32_768, 4, 256
-MODEL = decoder.make(
-    decoder.DecoderConfig(vocab_size=VOCAB, max_length=LENGTH, d_model=8, n_layers=1, n_heads=2, d_ff=16)
-)
+MODEL = decoder.make(decoder.DecoderConfig(vocab_size=VOCAB, max_length=LENGTH, d_model=8, n_layers=1, n_heads=2, d_ff=16))
 
 
 def arrays(shape, **dtypes):

@@ -95,9 +95,7 @@ def test_cross_entropy_value_and_gradient_equal_the_naive_ones(chunk, softcap):
     def plain(h, x):
         return -3 * jnp.sum(weights * naive(h, x, targets))
 
-    (value, grads), (expected, expected_grads) = (
-        jax.jit(jax.value_and_grad(fn, argnums=(0, 1)))(*args) for fn in (fused, plain)
-    )
+    (value, grads), (expected, expected_grads) = (jax.jit(jax.value_and_grad(fn, argnums=(0, 1)))(*args) for fn in (fused, plain))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert_same_gradients(grads, expected_grads, rtol=1e-4, atol=1e-5)
 
@@ -113,9 +111,9 @@ def test_cross_entropy_counts_the_weighted_hits():
 def test_cross_entropy_in_bfloat16_is_close_and_keeps_the_dtypes():
     hidden = jnp.asarray(HIDDEN, jnp.bfloat16)
     weights, targets = jnp.asarray(WEIGHTS), jnp.asarray(TARGETS)
-    value, (d_head, d_hidden) = jax.value_and_grad(
-        lambda h, x: ops.cross_entropy(h, x, targets, weights, 6)[0], argnums=(0, 1)
-    )(head(), hidden)
+    value, (d_head, d_hidden) = jax.value_and_grad(lambda h, x: ops.cross_entropy(h, x, targets, weights, 6)[0], argnums=(0, 1))(
+        head(), hidden
+    )
     assert value.dtype == jnp.float32 and d_hidden.dtype == jnp.bfloat16
     assert d_head.kernel.dtype == jnp.float32
     expected = -(WEIGHTS * np.asarray(naive(head(), jnp.asarray(HIDDEN), targets))).sum()

@@ -18,9 +18,7 @@ def test_map_paths_sees_every_path_once():
     assert seen == {path: (path, x) for path, x in tree.flatten(PARAMS).items()}
 
 
-@pytest.mark.parametrize(
-    "pattern,chosen", [("lora", 2), ("^policy/", 4), ("/q$", 2), (".*", 5), ("nothing", 0)]
-)
+@pytest.mark.parametrize("pattern,chosen", [("lora", 2), ("^policy/", 4), ("/q$", 2), (".*", 5), ("nothing", 0)])
 def test_partition_splits_by_pattern_and_merge_inverts_it(pattern, chosen):
     inside, outside = tree.partition(PARAMS, pattern)
     assert len(tree.flatten(inside)) == chosen and len(tree.flatten(outside)) == 5 - chosen

@@ -98,7 +98,7 @@ def gradients(config, params):
 def test_scan_unrolled_and_remat_have_the_same_gradients(style):
     plain = gradients(style.config, style.params)
     close(plain, gradients(replace(style.config, unroll=True), style.params), atol=2e-5)
-    policy = {"gpt2": "full", "llama": "dots"}[style.name]
+    policy = {"gpt2": "full", "llama": "dots", "gemma": "full", "deepseek": "dots"}[style.name]
     close(plain, gradients(replace(style.config, remat=policy), style.params), atol=2e-5)
 
 
@@ -124,25 +124,24 @@ def test_taps_are_the_inputs_of_the_layers(style):
     tokens = PACKED["tokens"][:1]
     tapped = fast_jit(lambda p: style.model.apply(p, tokens, taps=("layer_inputs",)))(style.params)
     inputs = tapped.aux["layer_inputs"]
-    assert inputs.shape == (2, 1, 10, style.config.d_model)
-    embedded = style.params["embed"]["tokens"][tokens]
+    assert inputs.shape == (style.config.n_layers, 1, 10, style.config.d_model)
+    embedded = style.params["embed"]["tokens"][tokens] * (4.0 if style.config.embed_scale else 1.0)
     if style.config.positions == "learned":
         embedded = embedded + style.params["embed"]["positions"][None, :10]
     close(inputs[0], embedded)
     # a model of the first layer alone ends where the second begins
-    first = decoder.make(replace(style.config, n_layers=1))
-    params = {**style.params, "layers": jax.tree.map(lambda x: x[:1], style.params["layers"])}
+    first = decoder.make(replace(style.config, n_layers=1, dense_layers=0, moe=None))
+    layers = style.params.get("first_layers", style.params["layers"])
+    params = {**style.params, "layers": jax.tree.map(lambda x: x[:1], layers)}
     expected = norm(style.params["final_norm"], inputs[1], style.config.norm_eps)
     close(fast_jit(lambda p: first.apply(p, tokens).hidden)(params), expected, atol=1e-4)
-    assert style.model.apply(style.params, tokens).aux == {}
+    assert set(style.model.apply(style.params, tokens).aux) == ({"router"} if style.config.moe else set())
 
 
 def test_bfloat16_is_close_and_its_losses_are_float32(style):
     model = decoder.make(replace(style.config, dtype="bfloat16"))
-    hidden = fast_jit(lambda p: model.apply(p, PACKED["tokens"], segments=PACKED["segments"]).hidden)(
-        style.params
-    )
-    assert hidden.dtype == jnp.bfloat16 and model.init_cache(1, 4).k[0].dtype == jnp.bfloat16
+    hidden = fast_jit(lambda p: model.apply(p, PACKED["tokens"], segments=PACKED["segments"]).hidden)(style.params)
+    assert hidden.dtype == jnp.bfloat16 and model.init_cache(1, 4).layers[0][0].dtype == jnp.bfloat16
     full = np.asarray(style.hidden(style.params, PACKED["tokens"], PACKED["segments"]))
     error = np.abs(np.asarray(hidden, np.float32) - full).max()
     assert 0 < error < 0.15 * np.abs(full).max()
@@ -152,9 +151,7 @@ def test_bfloat16_is_close_and_its_losses_are_float32(style):
 
 def test_positions_can_be_given(style):
     tokens = PACKED["tokens"]
-    shifted = fast_jit(partial(style.model.apply, positions=jnp.tile(jnp.arange(10) + 3, (3, 1))))(
-        style.params, tokens
-    ).hidden
+    shifted = fast_jit(partial(style.model.apply, positions=jnp.tile(jnp.arange(10) + 3, (3, 1))))(style.params, tokens).hidden
     usual = style.hidden(style.params, tokens, np.ones_like(tokens))
     same = np.allclose(shifted, usual, atol=1e-4)
     assert same == (style.config.positions == "rope"), "rotary positions are relative, learned ones are not"

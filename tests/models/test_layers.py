@@ -29,7 +29,7 @@ def test_norms_compute_in_float32_and_keep_the_dtype():
 def test_rope_rotates_pairs_of_halves():
     x = RNG.normal(size=(2, 3, 1, 8)).astype(np.float32)
     positions = np.array([[0, 1, 7], [3, 3, 100]])
-    got = np.asarray(layers.rope(jnp.asarray(x), jnp.asarray(positions), 50.0))
+    got = np.asarray(layers.rope(jnp.asarray(x), jnp.asarray(positions), layers.frequencies(x.shape[-1], 50.0)))
     turn = np.exp(1j * positions[..., None] * 50.0 ** (-2 * np.arange(4) / 8))[:, :, None]
     z = (x[..., :4] + 1j * x[..., 4:]) * turn
     np.testing.assert_allclose(got, np.concatenate([z.real, z.imag], -1), rtol=1e-4, atol=1e-5)
@@ -40,7 +40,7 @@ def test_rope_products_depend_on_the_distance_only():
     q, k = jnp.asarray(RNG.normal(size=(2, 1, 1, 1, 8)).astype(np.float32))
 
     def product(m, n):
-        at = (layers.rope(x, jnp.array([[p]]), 10_000.0) for x, p in ((q, m), (k, n)))
+        at = (layers.rope(x, jnp.array([[p]]), layers.frequencies(x.shape[-1], 10_000.0)) for x, p in ((q, m), (k, n)))
         return float(jnp.sum(next(at) * next(at)))
 
     assert product(5, 2) == pytest.approx(product(105, 102), abs=1e-4)

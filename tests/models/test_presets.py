@@ -1,11 +1,12 @@
 """Named architectures have the published sizes; impossible ones are refused in one line."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from jaxllm.core.types import UserError
-from jaxllm.models import decoder, presets
+from jaxllm.models import decoder, families, presets
 from jaxllm.models.decoder import DecoderConfig
 
 
@@ -13,7 +14,7 @@ from jaxllm.models.decoder import DecoderConfig
     "name,published",
     [
         ("gpt2", 124_439_808),
-        ("llama3-1b", 1_235_814_400),
+        ("llama3.2-1b", 1_235_814_400),
         ("llama3-8b", 8_030_261_248),
         ("llama3-70b", 70_553_706_496),
     ],
@@ -59,8 +60,8 @@ def test_presets_take_changes_and_refuse_unknown_names():
         (dict(n_kv_heads=3), r"n_kv_heads=3 does not divide model.n_heads=4"),
         (dict(head_dim=5), "head dimension 5 is odd"),
         (dict(positions="alibi"), "model.positions='alibi': choose one of rope, learned"),
-        (dict(norm="batchnorm"), "rmsnorm, layernorm"),
-        (dict(activation="relu"), "swiglu, gelu"),
+        (dict(norm="batchnorm"), "rmsnorm, rmsnorm_offset, layernorm"),
+        (dict(activation="tanh"), "gelu, gelu_exact, relu"),
         (dict(remat="some"), "none, dots, full"),
         (dict(dtype="int8"), "float32, bfloat16"),
         (dict(n_layers=0), "model.n_layers=0: must be at least 1"),
@@ -75,9 +76,15 @@ def test_impossible_configs_are_one_clear_line(change, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_config_survives_json():
-    import json
+@pytest.mark.parametrize("name", ["llama3-8b", "llama3.1-8b", "gemma2-2b", "gemma3-4b", "mixtral-8x7b", "deepseek-v3"])
+def test_a_config_survives_json(name):
+    config = presets.preset(name)
+    record = json.loads(json.dumps(families.to_dict(config)))
+    assert record["family"] == "decoder" and families.from_dict(record) == config
 
-    config = presets.preset("llama3-8b")
-    fields = json.loads(json.dumps(decoder.to_dict(config)))
-    assert fields.pop("family") == "decoder" and DecoderConfig(**fields) == config
+
+def test_unknown_families_and_fields_are_refused():
+    with pytest.raises(UserError, match="'rnn'.*decoder"):
+        families.from_dict({"family": "rnn"})
+    with pytest.raises(UserError, match="'d_modle'.*d_model"):
+        families.from_dict({"family": "decoder", "vocab_size": 5, "d_modle": 4})

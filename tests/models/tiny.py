@@ -8,6 +8,9 @@ import numpy as np
 
 from jaxllm.core.tree import map_paths
 from jaxllm.models.decoder import DecoderConfig
+from jaxllm.models.layers import RopeScaling
+from jaxllm.models.mla import MLAConfig
+from jaxllm.models.moe import MoEConfig
 
 LLAMA = DecoderConfig(
     vocab_size=50,
@@ -26,7 +29,18 @@ GPT2 = DecoderConfig(
 )  # fmt: skip
 # compiles in half the time; the mathematics is the same
 fast_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-STYLES = {"gpt2": GPT2, "llama": LLAMA}
+# every part that Gemma 2 and 3 add, and five layers of a pattern of three: a group and two that are left
+GEMMA = DecoderConfig(
+    vocab_size=50, max_length=32, d_model=16, n_layers=5, n_heads=2, n_kv_heads=1, head_dim=6, d_ff=24, norm="rmsnorm_offset",
+    activation="geglu", rope_theta=100.0, local_rope_theta=10.0, rope_scaling=RopeScaling("linear", 4.0), windows=(3, 2, 0),
+    qk_norm=True, sandwich_norms=True, embed_scale=True, attention_scale=0.3, attention_softcap=5.0, final_softcap=3.0,
+)  # fmt: skip
+DEEPSEEK = DecoderConfig(
+    vocab_size=50, max_length=32, d_model=16, n_layers=3, n_heads=2, d_ff=24, tied=False, rope_theta=100.0, dense_layers=1,
+    rope_scaling=RopeScaling("yarn", 4.0, 8, mscale=0.7, mscale_all_dim=0.9), mla=MLAConfig(12, 8, 6, 4, 5), mtp_layers=2,
+    moe=MoEConfig(4, 2, 8, n_shared=1, scoring="sigmoid", scale=2.5, n_groups=2, topk_groups=1, group_score="top2", bias=True),
+)  # fmt: skip
+STYLES = {"gpt2": GPT2, "llama": LLAMA, "gemma": GEMMA, "deepseek": DEEPSEEK}
 
 
 def weights(specs, seed=0):
