@@ -43,7 +43,7 @@ def reply(loaded, stream, messages, key, max_new_tokens, write):
 
 def is_base(loaded):
     """Whether the checkpoint has never seen the chat template."""
-    return loaded.meta["experiment"] == "pretrain"
+    return loaded.meta["experiment"] in ("pretrain", "moe", "lstm")
 
 
 def converse(loaded, lines, write, *, temperature, max_new_tokens, seed):
@@ -83,6 +83,8 @@ def main(run="latest", stage="", temperature=0.7, max_new_tokens=64, seed=0):
         raise UserError(
             f"{loaded.workdir} is a {loaded.meta['experiment']} model: it scores text and cannot talk. Use --stage=sft"
         )
+    if (family := loaded.meta["model"]["family"]) not in ("decoder", "lstm"):
+        raise UserError(f"{loaded.workdir}: the family {family!r} does not continue text: chat with a decoder or an lstm")
     kind = "base model: continues text, not instruction tuned" if is_base(loaded) else loaded.meta["experiment"]
     print(f"{loaded.workdir} step {loaded.step} ({kind}). /reset, /temp 0.7, /quit")
 

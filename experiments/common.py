@@ -147,25 +147,26 @@ def fit(
         run.log(step, {**named, "train/lr": float(schedule(step - 1))})
         line.update(step, loss, tokens_per_step)
 
-    state = loop.fit(
-        step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
-        steps=config.steps, log=log, log_every=config.log_every, evaluate=evaluate, eval_every=config.eval_every or config.steps,
-        save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta), save_every=config.save_every,
-        save_seconds=config.save_seconds,
-    )  # fmt: skip
-    line.close()
-    store.close()
-    return state
+    try:
+        return loop.fit(
+            step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
+            steps=config.steps, log=log, log_every=config.log_every, evaluate=evaluate,
+            eval_every=config.eval_every or config.steps, save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta),
+            save_every=config.save_every, save_seconds=config.save_seconds,
+        )  # fmt: skip
+    finally:  # a run that is stopped leaves by an exception, and its last checkpoint may still be on the way
+        line.close()
+        store.close()
 
 
 def fit_lm(
     config: Any, run: Any, *, mesh: Any, model: Any, params: Any, tokenizer: Any, rows: Any, eval_rows: Any, turns: int = 1,
-    loss_fn: Any = None, tx: Any = None, trainable: str = ".*", root: str = "policy",
+    loss_fn: Any = None, eval_loss: Any = None, tx: Any = None, trainable: str = ".*", root: str = "policy",
 ) -> dict:  # fmt: skip
     """Training of one model, `root`, on packed rows, evaluated on others: pretraining and SFT. The last evaluation.
 
-    loss_fn: next-token prediction unless given; tx: (optimizer, schedule), AdamW as config.optim says unless given;
-    trainable: which parameters move.
+    loss_fn: next-token prediction unless given; eval_loss: loss_fn unless given (without dropout, say); tx: (optimizer,
+    schedule), AdamW as config.optim says unless given; trainable: which parameters move.
     """
     check_length(model, config.data.length, "config.data.length")
     check_batch(config, len(rows["tokens"]))
@@ -174,7 +175,7 @@ def fit_lm(
     loss_fn = loss_fn or lm.loss(model)
     # the same draws (masking, say) at every evaluation, so that two of them can be compared
     key = jax.random.key(config.seed)
-    evaluator = jax.jit(lambda params, batch: loss_fn(params, batch, key)[1])
+    evaluator = jax.jit(lambda params, batch: (eval_loss or loss_fn)(params, batch, key)[1])
     size = config.batch_size if len(eval_rows["tokens"]) >= config.batch_size else mesh.shape["data"] * mesh.shape["fsdp"]
     final: dict[str, float] = {}
 

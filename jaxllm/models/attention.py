@@ -34,11 +34,10 @@ def init_cache(layers: int, batch: int, length: int, shapes: tuple[tuple[int, in
 
 def specs(
     d: int, h: int, g: int, k: int, bias: bool, residual_scale: float, *,
-    out_bias: bool | None = None, norm: str | None = None, source: int | None = None, sinks: bool = False,
+    out_bias: bool | None = None, norm: str | None = None, source: int | None = None,
 ) -> SpecTree:  # fmt: skip
     """Query, key, value and output projections; `norm`: the kind of norm on each head's queries and keys (Qwen3, Gemma 3);
-    `source`: the width that keys and values read, where it is not d; `sinks`: one learned logit a head that takes part in the
-    softmax and has no value (GPT-OSS)."""
+    `source`: the width that keys and values read, where it is not d."""
     s = source or d
     tree = {
         "q": {"kernel": Spec((d, h, k), ("embed", "heads", None), normal(d))},
@@ -54,8 +53,6 @@ def specs(
         tree["o"]["bias"] = Spec((d,), ("embed",), zeros)
     if norm is not None:
         tree["q_norm"], tree["k_norm"] = head_norm(norm, k), head_norm(norm, k)
-    if sinks:
-        tree["sinks"] = Spec((h,), ("heads",), normal(1))
     return tree
 
 
@@ -66,12 +63,13 @@ def head_norm(kind: str, k: int) -> SpecTree:
 
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, scale: float | None = None, bias: jax.Array | None = None,
-    softcap: float | None = None, sinks: jax.Array | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:  # fmt: skip
     """softmax(scale q k^T + bias, where mask) v with the softmax in float32 (arXiv 1706.03762).
 
-    q [b, l, h, k]; k [b, g, s, k], v [b, g, s, w] with g dividing h; mask bool [b, l, s]; bias [h, l, s] -> [b, l, h, w].
-    scale: k ** -0.5. softcap: c tanh(scores / c) (Gemma 2). sinks [h]: a logit without a value (GPT-OSS).
+    q [b, l, h, k]; k [b, g, s, k], v [b, g, s, w] with g dividing h; mask bool [b, l, s]; bias [h, l, s] or
+    [b, h, l, s] -> [b, l, h, w].
+    scale: k ** -0.5. softcap: c tanh(scores / c) (Gemma 2).
     """
     b, length, h, dim = q.shape
     g, width = k.shape[1], v.shape[-1]
@@ -84,12 +82,9 @@ def attend(
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32)[None]
+        scores = scores + (bias if bias.ndim == 4 else bias[None]).astype(jnp.float32)
     scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
-    if sinks is not None:
-        column = jnp.broadcast_to(sinks.astype(jnp.float32).reshape(1, h, 1, 1), (b, h, length, 1))
-        scores = jnp.concatenate([scores, column], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)[..., : k.shape[2]].reshape(b, g, -1, k.shape[2])
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(b, g, -1, k.shape[2])
     out = jnp.einsum("bgls,bgsk->bglk", weights, v)
     return out.reshape(b, h, length, width).transpose(0, 2, 1, 3)
 
@@ -164,5 +159,5 @@ def apply(
     if cache is not None:
         cache = update(cache, (k, v), positions)
         k, v = (c.astype(x.dtype) for c in cache)
-    out = attend(q, k, v, mask, scale=scale, bias=bias, softcap=softcap, sinks=params.get("sinks"))
+    out = attend(q, k, v, mask, scale=scale, bias=bias, softcap=softcap)
     return dense(out, "blhk,hkd->bld", params["o"]["kernel"], params["o"].get("bias")), cache

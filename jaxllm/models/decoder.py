@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ def layer_specs(c: DecoderConfig, *, sparse: bool) -> SpecTree:
         "attention_norm": norm_specs(c.norm, d),
         "attention": attention.specs(
             d, h, c.kv_heads, c.dim_head, qkv_bias, residual, out_bias=c.bias if c.out_bias is None else c.out_bias,
-            norm=c.norm if c.qk_norm else None, sinks=c.attention_sinks,
+            norm=c.norm if c.qk_norm else None,
         ) if c.mla is None else mla.specs(c.mla, d, h, residual),
         "ffn_norm": norm_specs(c.norm, d),
         "ffn": moe.specs(c.moe, c.activation, d, residual) if sparse else ffn.specs(c.activation, d, c.d_ff, c.bias, residual),
@@ -111,7 +112,8 @@ def make(c: DecoderConfig) -> Model:
         x = embed(c, params, tokens, embeds, frame)
         x, cache, aux = run(c, params, x, frame, cache, tap="layer_inputs" in taps)
         if "mtp" in taps:
-            aux["mtp"] = _mtp(c, params, tokens, x, frame)
+            aux["mtp"], more = _mtp(c, params, tokens, x, frame)
+            aux |= jax.tree.map(lambda a, b: jnp.concatenate([a, b]), {n: aux[n] for n in more}, more)
         return Output(norm(params["final_norm"], x, c.norm_eps), cache, aux)
 
     def head(params):
@@ -209,17 +211,19 @@ def block(c: DecoderConfig, frame: Frame, window: int = 0) -> Callable:
             softcap=c.attention_softcap,
         )  # fmt: skip
 
-    def feed(params, h):
+    def feed(params, h, cache):
         if c.moe is None or "router" not in params:
             return ffn.apply(params, h, c.activation), {}
-        y, aux = moe.apply(params, c.moe, c.activation, h, frame.used)
+        # a capacity is for training: at inference what is dropped would depend on the other rows
+        dropless = c.moe if cache is None else replace(c.moe, capacity_factor=None)
+        y, aux = moe.apply(params, dropless, c.activation, h, frame.used)
         return y, {"router": aux}
 
     def one(params, x, cache):
         y, cache = attend(params["attention"], norm(params["attention_norm"], x, c.norm_eps), cache)
         y = norm(params["post_attention_norm"], y, c.norm_eps) if c.sandwich_norms else y
         x = shard(x + y, "batch", None, None)
-        y, aux = feed(params["ffn"], norm(params["ffn_norm"], x, c.norm_eps))
+        y, aux = feed(params["ffn"], norm(params["ffn_norm"], x, c.norm_eps), cache)
         y = norm(params["post_ffn_norm"], y, c.norm_eps) if c.sandwich_norms else y
         return shard(x + y, "batch", None, None), cache, aux
 
@@ -234,17 +238,22 @@ def _mla_scale(c: DecoderConfig) -> float | None:
     return (c.mla.nope_dim + c.mla.rope_dim) ** -0.5 * mscale**2
 
 
-def _mtp(c: DecoderConfig, params: Params, tokens: jax.Array, x: jax.Array, frame: Frame) -> jax.Array:
-    """Hidden states [m, b, l, d]: number k at position t is made of number k - 1 and token t + k, and predicts token t + k + 1.
+def _mtp(c: DecoderConfig, params: Params, tokens: jax.Array, x: jax.Array, frame: Frame) -> tuple[jax.Array, dict[str, Any]]:
+    """Hidden states [m, b, l, d], and aux stacked to [m, ...].
+
+    Number k at position t is made of number k - 1, normed, and token t + k, and predicts token t + k + 1.
 
     Where t + k is beyond the row the token is 0; the loss leaves such positions out.
     """
-    out = []
+    out, auxes = [], []
+    x = norm(params["final_norm"], x, c.norm_eps)
     for k in range(1, c.mtp_layers + 1):
         p = jax.tree.map(lambda a, k=k: a[k - 1], params["mtp"])
         later = embed(c, params, jnp.pad(tokens[:, k:], ((0, 0), (0, k))), None, frame)
         both = [norm(p["embed_norm"], later, c.norm_eps), norm(p["hidden_norm"], x, c.norm_eps)]
         merged = dense(jnp.concatenate(both, axis=-1), "bld,de->ble", p["merge"]["kernel"])
-        x, _, _ = block(c, frame, min(frame.masks))(p["layer"], merged, None)
-        out.append(norm(p["final_norm"], x, c.norm_eps))
-    return jnp.stack(out)
+        x, _, aux = block(c, frame, min(frame.masks))(p["layer"], merged, None)
+        x = norm(p["final_norm"], x, c.norm_eps)
+        out.append(x)
+        auxes.append(aux)
+    return jnp.stack(out), jax.tree.map(lambda *a: jnp.stack(a), *auxes)

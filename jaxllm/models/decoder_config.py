@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxllm.core.types import UserError
-from jaxllm.models import ffn
+from jaxllm.models import ffn, moe
 from jaxllm.models import stack as layer_stack
 from jaxllm.models.layers import RopeScaling
 from jaxllm.models.mla import MLAConfig
@@ -42,7 +42,6 @@ class DecoderConfig:
     embed_scale: bool = False  # embeddings times sqrt(d_model)
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_softcap: float | None = None
-    attention_sinks: bool = False
     final_softcap: float | None = None  # on the logits
     moe: MoEConfig | None = None  # feed-forward networks become experts,
     dense_layers: int = 0  # but for the first few layers
@@ -95,6 +94,8 @@ def validate(c: DecoderConfig) -> None:
             raise UserError(f"model.{name}={getattr(c, name)}: must be at least 1")
     if c.rope_scaling is not None and c.rope_scaling.kind not in ("linear", "llama3", "yarn"):
         raise UserError(f"model.rope_scaling.kind={c.rope_scaling.kind!r}: choose one of linear, llama3, yarn")
+    if c.moe is not None:
+        moe.validate(c.moe)
     if c.dense_layers and (c.moe is None or c.dense_layers >= c.n_layers):
         raise UserError(f"model.dense_layers={c.dense_layers}: needs model.moe, and fewer than n_layers={c.n_layers}")
     if c.n_outputs is not None and (c.tied or not 0 < c.n_outputs <= c.vocab_size):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxllm.models.ffn import KINDS
 from jaxllm.models.layers import ACTIVATIONS
 
-BLOCK = 256  # rows of one expert in a product of `blocks`: on a CPU, products of fewer rows are slow
+BLOCK = 512  # rows of one expert in a product of `blocks`, at most
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # (rows [rows, a], kernels [n, a, b]) -> [rows, b]
 
 
@@ -75,40 +75,24 @@ def ragged(slots: jax.Array, n: int) -> tuple[Layout, Product]:
     return layout, product
 
 
-def blocks(slots: jax.Array, n: int, size: int = BLOCK) -> tuple[Layout, Product]:
-    """Each expert's rows padded to whole blocks of `size`, and a batched product over blocks with their experts' kernels."""
+def blocks(slots: jax.Array, n: int, size: int | None = None) -> tuple[Layout, Product]:
+    """Each expert's rows padded to whole blocks of `size`, and a batched product over blocks with their experts' kernels.
+
+    By default padding adds at most a quarter to the rows, and a product holds the kernels of at most slots / BLOCK + 5 n blocks.
+    """
     rank, sizes, _ = _ranks(slots, n)
-    size = min(size, max(1, slots.shape[0] // (4 * n)))  # padding adds at most a quarter
+    size = size or min(BLOCK, max(1, slots.shape[0] // (4 * n)))
     count = (slots.shape[0] + n * (size - 1)) // size  # whatever the sizes are
     ends = jnp.cumsum(-(-sizes // size))
     first = jnp.pad(ends, (1, 0)) * size
     layout = _layout(jnp.where(slots < n, first[slots] + rank, count * size), count * size)
     owner = jnp.minimum(jnp.searchsorted(ends, jnp.arange(count), side="right"), n - 1)
 
+    @jax.checkpoint  # the kernels of blocks are gathered again, not kept for the backward pass
     def product(rows: jax.Array, kernels: jax.Array) -> jax.Array:
-        return _blocked(rows.reshape(count, size, -1), kernels, owner).reshape(count * size, -1)
+        return jnp.einsum("mcd,mdf->mcf", rows.reshape(count, size, -1), kernels[owner]).reshape(count * size, -1)
 
     return layout, product
-
-
-@jax.custom_vjp
-def _blocked(rows: jax.Array, kernels: jax.Array, owner: jax.Array) -> jax.Array:
-    """rows [m, c, d], kernels [e, d, f], owner int [m] -> [m, c, f]; the kernels of blocks are not kept for the backward pass."""
-    return jnp.einsum("mcd,mdf->mcf", rows, kernels[owner])
-
-
-def _blocked_forward(rows: jax.Array, kernels: jax.Array, owner: jax.Array):
-    return _blocked(rows, kernels, owner), (rows, kernels, owner)
-
-
-def _blocked_backward(kept: tuple[jax.Array, jax.Array, jax.Array], dy: jax.Array):
-    rows, kernels, owner = kept
-    d_rows = jnp.einsum("mcf,mdf->mcd", dy, kernels[owner])
-    d_kernels = jax.ops.segment_sum(jnp.einsum("mcd,mcf->mdf", rows, dy), owner, kernels.shape[0], indices_are_sorted=True)
-    return d_rows, d_kernels, None
-
-
-_blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def capacity_layout(groups: jax.Array, n: int, capacity: int) -> Layout:

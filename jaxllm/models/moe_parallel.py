@@ -41,7 +41,10 @@ def run(local: Callable, params: Any, x: jax.Array, used: jax.Array, n: int) -> 
 
     tokens = PartitionSpec(TOKENS)
     params = {name: params[name] for name in ("router", "experts")}
-    where = {"router": PartitionSpec(), "experts": jax.tree.map(lambda _: PartitionSpec("expert", None, "tensor"), params["experts"])}
+    where = {
+        "router": PartitionSpec(),
+        "experts": jax.tree.map(lambda _: PartitionSpec("expert", None, "tensor"), params["experts"]),
+    }
     where["experts"]["down"] = {"kernel": PartitionSpec("expert", "tensor", None)}
     where["router"] = jax.tree.map(lambda _: PartitionSpec(), params["router"])
     return jax.shard_map(device, in_specs=(where, tokens, tokens), out_specs=(tokens, PartitionSpec()))(params, x, used)

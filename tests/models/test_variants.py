@@ -84,19 +84,6 @@ def test_latent_attention_caches_the_latent_not_the_heads():
         assert latent.shape == (3, 1, 20, 8) and key.shape == (3, 1, 20, 4)
 
 
-def test_attention_sinks_take_part_of_the_softmax():
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((1, 2, 2, 4), (1, 1, 3, 4), (1, 1, 3, 5)))
-    sinks = np.array([0.5, -1.0], np.float32)
-    mask = np.array([[[True, True, False], [True, True, True]]])
-    got = attention.attend(*map(jnp.asarray, (q, k, v, mask)), sinks=jnp.asarray(sinks))
-    for position in range(2):
-        for h in range(2):
-            scores = np.exp(k[0, 0] @ q[0, position, h] / 2) * mask[0, position]
-            expected = (scores / (scores.sum() + np.exp(sinks[h]))) @ v[0, 0]
-            np.testing.assert_allclose(got[0, position, h], expected, rtol=1e-5, atol=1e-6)
-
-
 def test_mtp_predicts_further_tokens_from_the_tokens_between():
     """State k at position t depends on tokens up to t + k, and its loss is on the token after them."""
     model = decoder.make(DEEPSEEK)
