@@ -314,7 +314,7 @@ def load(
     at = step if step is not None else at
     meta = newest_meta(where, at)
     plain = families.make(families.from_dict(meta["model"]))
-    models = {root: plain if root == "policy" else heads.with_scalar_head(plain) for root in meta["roots"]}
+    models = {root: plain if root in ("policy", "classifier") else heads.with_scalar_head(plain) for root in meta["roots"]}
     like = None
     if mesh is not None:
         like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.RULES)) for r, m in models.items()}

@@ -32,6 +32,9 @@ SPELLINGS = {
     "user": ("<|user|>",),
     "assistant": ("<|assistant|>",),
     "end": ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|eot|>"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+    "mask": ("[MASK]", "<mask>"),
 }
 
 
@@ -333,12 +336,14 @@ def _fast(fast: Any, specials: dict[str, int], forbidden: set[int], files: dict[
 
 
 def _specials(ids: dict[str, int], named: dict[str, str | None], where: str | Path) -> dict[str, int]:
-    """Our names -> ids by a vocabulary's spellings; `named` goes before the table; pad falls back to eos."""
+    """Our names -> ids by a vocabulary's spellings; `named` goes before the table; eos falls back to sep, pad to eos."""
     found = {}
     for name, spellings in SPELLINGS.items():
         hits = [ids[s] for s in (named.get(name), *spellings) if s in ids]
         if hits:
             found[name] = hits[0]
+    if "eos" not in found and "sep" in found:  # BERT's vocabularies end a text so
+        found["eos"] = found["sep"]
     if "eos" not in found:
         looked = ", ".join(SPELLINGS["eos"])
         raise UserError(f"{where}: no end-of-text token among its specials; looked for {looked}")

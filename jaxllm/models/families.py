@@ -18,6 +18,7 @@ FAMILIES = {
     "encdec": ("jaxllm.models.encdec", "EncDecConfig", "make"),
     "lstm": ("jaxllm.models.recurrent", "LSTMConfig", "make"),
     "elmo": ("jaxllm.models.recurrent", "BiLSTMConfig", "make_elmo"),
+    "pooled": ("jaxllm.models.pooled", "PooledConfig", "make"),
     "flamingo": ("jaxllm.models.flamingo", "FlamingoConfig", "make"),
 }
 
