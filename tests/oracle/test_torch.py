@@ -174,9 +174,7 @@ def test_logits_and_gradients_are_those_of_transformers(pair):
 
     (value, logits), grads = fast_jit(jax.value_and_grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(logits, out.logits.detach().numpy(), rtol=1e-4, atol=1e-4)
-    expected = torch.nn.functional.cross_entropy(
-        out.logits.flatten(0, 1), torch.tensor(batch["targets"]).long().flatten()
-    )
+    expected = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), torch.tensor(batch["targets"]).long().flatten())
     assert float(value) == pytest.approx(expected.item(), rel=1e-5)
     before = {k: v.clone() for k, v in reference.state_dict().items()}
     reference.zero_grad()
@@ -206,9 +204,7 @@ def test_greedy_generation_is_that_of_transformers(pair):
     np.testing.assert_array_equal(fn(convert(reference)), expected)
 
 
-@pytest.mark.parametrize(
-    "temperature,top_k,top_p", [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 10, 0.6), (0.5, 3, 0.99)]
-)
+@pytest.mark.parametrize("temperature,top_k,top_p", [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 10, 0.6), (0.5, 3, 0.99)])
 def test_warping_is_that_of_transformers(temperature, top_k, top_p):
     logits = np.random.default_rng(0).normal(0, 2, (32, 40)).astype(np.float32)
     scores = torch.tensor(logits)
@@ -245,6 +241,4 @@ def test_adamw_with_clipping_is_that_of_torch():
         optimizer.step()
         updates, state = update(grads, state, ours)
         ours = jax.tree.map(jnp.add, ours, updates)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-4, atol=1e-5), ours, theirs
-        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-4, atol=1e-5), ours, theirs)
