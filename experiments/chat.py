@@ -42,8 +42,8 @@ def reply(loaded, stream, messages, key, max_new_tokens, write):
 
 
 def is_base(loaded):
-    """Whether the checkpoint has never seen the chat template."""
-    return loaded.meta["experiment"] in ("pretrain", "moe", "lstm")
+    """Whether the checkpoint has never seen a chat template."""
+    return loaded.meta["experiment"] in ("pretrain", "moe", "lstm") and "chat_template.jinja" not in loaded.tokenizer.files
 
 
 def converse(loaded, lines, write, *, temperature, max_new_tokens, seed):

@@ -46,7 +46,8 @@ def chat_template(tokenizer: Any) -> str:
     if "tokenizer.model" in tokenizer.files:
         content = f"(' ' + {content} if {content} else '')"
     return (
-        ("{{ bos_token }}" if "bos" in tokenizer.specials else "")
+        "{#- jaxllm -#}"  # data.template knows its own by this
+        + ("{{ bos_token }}" if "bos" in tokenizer.specials else "")
         + f"{{%- set turns = {json.dumps(turns)} %}}"
         + "{%- for message in messages %}"
         + "{%- if message['role'] not in turns %}{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"

@@ -6,6 +6,7 @@ encodes to a prefix of the tokens, so a prompt's tokens at sampling time are the
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -26,6 +27,8 @@ RENAMES = (
     ("instruction", "response"),
     ("input", "output"),
 )
+# what a published template is told when it asks for the date: the same rows are to be the same tokens tomorrow
+TODAY = datetime.datetime(2024, 7, 26)
 PLAIN = {"system": "System: ", "user": "User: ", "assistant": "Assistant: "}
 
 Messages = list[dict[str, str]]
@@ -121,8 +124,13 @@ def _check_message(message: Any, where: str) -> dict[str, str]:
 def encode_chat(tokenizer: Tokenizer, messages: Messages, *, generation_prompt: bool = False) -> Example:
     """Tokens of a conversation; the mask is True on assistant content and on its end token only.
 
-    With `generation_prompt` the opening of an assistant turn follows. A bos, where there is one, comes first.
+    With `generation_prompt` the opening of an assistant turn follows. A bos, where there is one, comes first. A tokenizer that
+    came with a published template (Jinja) has its conversations written by that.
     """
+    if (template := _published(tokenizer)) is not None:
+        from jaxllm.data import template as jinja
+
+        return jinja.encode(tokenizer, template, messages, generation_prompt=generation_prompt, now=TODAY)
     tokens = _bos(tokenizer)
     mask = [False] * len(tokens)
     for message in messages:
@@ -135,6 +143,12 @@ def encode_chat(tokenizer: Tokenizer, messages: Messages, *, generation_prompt: 
         tokens += head
         mask += [False] * len(head)
     return Example(np.array(tokens, np.int32), np.array(mask, bool))
+
+
+def _published(tokenizer: Tokenizer) -> str | None:
+    """The published template that came with a tokenizer."""
+    found = tokenizer.files.get("chat_template.jinja")
+    return None if found is None else found.decode("utf-8")
 
 
 def _bos(tokenizer: Tokenizer) -> list[int]:
@@ -174,7 +188,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str | Messages) -> np.ndarray:
 
 
 def template_text(tokenizer: Tokenizer) -> str:
-    """The template in words, one line a role: what `template_hash` covers."""
+    """The published template, or ours in words, one line a role: what `template_hash` covers."""
+    if (template := _published(tokenizer)) is not None:
+        return template
     if _has_roles(tokenizer):
         turns = {role: (f"<|{role}|>", "<|end|>") for role in ROLES}
         kind = "control tokens"

@@ -7,6 +7,7 @@ nobody can guess; the template sees the rest of the text as it is, and may trim 
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import datetime
 import functools
 import json
@@ -26,6 +27,8 @@ from jaxllm.core.types import UserError
 from jaxllm.data.chat import Example
 from jaxllm.data.tokenizer import Tokenizer
 
+FILE = "chat_template.jinja"
+OWN = "{#- jaxllm -#}"  # how an exported template of `chat`'s control tokens begins: these need no Jinja here
 SECONDS = 5.0  # for one conversation
 CHARACTERS = 4_000_000  # of one conversation
 OPEN, CLOSE = "\ue000", "\ue001"  # private use: marks are digits between these two
@@ -37,7 +40,7 @@ _workers: list[subprocess.Popen] = []
 def load(directory: str | Path) -> str | None:
     """The template of a published directory: chat_template.jinja, else what tokenizer_config.json holds; None without one."""
     directory = Path(directory)
-    file = directory / "chat_template.jinja"
+    file = directory / FILE
     if file.is_file():
         return file.read_text(encoding="utf-8")
     config = directory / "tokenizer_config.json"
@@ -50,6 +53,14 @@ def load(directory: str | Path) -> str | None:
     if isinstance(found, list):  # several by name
         found = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}.get("default")
     return found if isinstance(found, str) else None
+
+
+def attach(tokenizer: Tokenizer, directory: str | Path) -> Tokenizer:
+    """The tokenizer with the directory's template among its files, where `chat.encode_chat` finds it."""
+    found = load(directory)
+    if found is None or found.startswith(OWN):
+        return tokenizer
+    return dataclasses.replace(tokenizer, files={**tokenizer.files, FILE: found.encode()})
 
 
 def render(

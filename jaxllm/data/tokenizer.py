@@ -114,10 +114,12 @@ def from_gpt2_files(encoder_json: str | Path, vocab_bpe: str | Path) -> Tokenize
 
 
 def load(path: str | Path) -> Tokenizer:
-    """What `save` wrote, "byte", or a tokenizer's file or directory; dispatches on the file names.
+    """What `save` wrote, "byte", or a tokenizer's file or directory with its chat template; dispatches on the file names.
 
     UserError names the path and the files that were looked for.
     """
+    from jaxllm.data.template import attach
+
     if str(path) == "byte":
         return byte_tokenizer()
     path = Path(path).expanduser()
@@ -126,20 +128,19 @@ def load(path: str | Path) -> Tokenizer:
     for names, read in READERS:
         folder = path if path.is_dir() else path.parent
         if (path.is_dir() or path.name in names) and all((folder / name).is_file() for name in names):
-            return read(*(folder / name for name in names))
+            return attach(read(*(folder / name for name in names)), folder)
     models = sorted(path.glob("*.model")) if path.is_dir() else [path] if path.suffix == ".model" else []
     if len(models) == 1:
-        return _sentencepiece_file(models[0])
-    found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
-    raise UserError(f"{path}: not a tokenizer; looked for {LOOKED_FOR}; found {', '.join(found) or 'nothing'}")
+        return attach(_sentencepiece_file(models[0]), models[0].parent)
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name])
+    raise UserError(f"{path}: not a tokenizer; looked for {LOOKED_FOR}; found {found or 'nothing'}")
 
 
 def save(tokenizer: Tokenizer, directory: str | Path) -> None:
     """Writes the tokenizer's files; `load` of the directory gives the same fingerprint."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    Path(directory).mkdir(parents=True, exist_ok=True)
     for name, content in tokenizer.files.items():
-        (directory / name).write_bytes(content)
+        (Path(directory) / name).write_bytes(content)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -345,8 +346,7 @@ def _specials(ids: dict[str, int], named: dict[str, str | None], where: str | Pa
     if "eos" not in found and "sep" in found:  # BERT's vocabularies end a text so
         found["eos"] = found["sep"]
     if "eos" not in found:
-        looked = ", ".join(SPELLINGS["eos"])
-        raise UserError(f"{where}: no end-of-text token among its specials; looked for {looked}")
+        raise UserError(f"{where}: no end-of-text token among its specials; looked for {', '.join(SPELLINGS['eos'])}")
     found.setdefault("pad", found["eos"])
     return found
 

@@ -1,5 +1,6 @@
 """Chat templates: sandboxed and bounded rendering, and special tokens that only the template can write."""
 
+import dataclasses
 import datetime
 import json
 import re
@@ -7,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
+from jaxllm.convert import vocabulary
 from jaxllm.core.types import UserError
-from jaxllm.data import template, tokenizer
+from jaxllm.data import chat, template, tokenizer
 
 pytest.importorskip("jinja2")
 
@@ -223,3 +225,33 @@ def test_other_kinds_of_tokenizers():
     example = template.encode(trained, source, [{"role": "user", "content": "again <|end|>"}])
     assert example.tokens.tolist().count(trained.specials["end"]) == 1
     assert trained.decode(example.tokens) == "again <|end|>"
+
+
+def test_a_published_template_writes_the_conversations(tok, tmp_path):
+    """Read with the tokenizer, kept by `save`, covered by the fingerprint and the template's hash, used by `chat`."""
+    for name, content in {**tok.files, "chat_template.jinja": CHATML.encode()}.items():
+        (tmp_path / name).write_bytes(content)
+    found = tokenizer.load(tmp_path)
+    example = chat.encode_chat(found, TALK)
+    np.testing.assert_array_equal(example.tokens, template.encode(tok, CHATML, TALK).tokens)
+    np.testing.assert_array_equal(example.mask, template.encode(tok, CHATML, TALK).mask)
+    assert spelled(tok, chat.Example(chat.prompt_ids(found, "hi"), None)) == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tok.specials["end"] in chat.stop_ids(found)
+    tokenizer.save(found, tmp_path / "kept")
+    assert tokenizer.fingerprint(tokenizer.load(tmp_path / "kept")) == tokenizer.fingerprint(found) != tokenizer.fingerprint(tok)
+    assert chat.template_text(found) == CHATML and chat.template_hash(found) != chat.template_hash(tok)
+
+
+def test_the_date_of_a_published_template_is_fixed(tok):
+    dated = {**tok.files, "chat_template.jinja": b"{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"}
+    example = chat.encode_chat(dataclasses.replace(tok, files=dated), [{"role": "user", "content": "!"}])
+    assert tok.decode(example.tokens.tolist()) == "26 Jul 2024!"
+
+
+def test_our_own_exported_template_is_not_taken_for_a_published_one(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(template.OWN + "{{ messages }}")
+    ours = tokenizer.byte_tokenizer()
+    assert template.attach(ours, tmp_path) is ours
+    assert vocabulary.chat_template(ours).startswith(template.OWN)

@@ -1,0 +1,101 @@
+"""Weights between runs and published directories, either way; the source says which.
+
+python -m experiments.convert --source=runs/sft --target=exported                # Orbax -> safetensors that transformers loads
+python -m experiments.convert --source=Llama-3.2-1B --target=runs/llama          # safetensors -> a run to start from
+python -m experiments.sft --config.init=runs/llama
+
+A run is a run directory (`<dir>[@step]`, and --stage); a published directory has config.json, safetensors and the tokenizer's
+files, or is a name on the hub (org/name).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import launch
+from jaxllm.convert import hf, hub, safetensors
+from jaxllm.core.types import TrainState, UserError
+from jaxllm.data import chat
+from jaxllm.data import tokenizer as tokenizers
+from jaxllm.models import families
+from jaxllm.train import checkpoint
+
+
+def export(source, target, *, stage="", dtype="", architecture=""):
+    """A run's checkpoint as a published directory; the architecture that it has there."""
+    loaded = launch.load(source, stage or None)
+    if "policy" not in loaded.params:
+        raise UserError(
+            f"{loaded.workdir}: a {loaded.meta['experiment']} model has a head of its own: no published name holds it"
+        )
+    params, more = loaded.params["policy"], {"dtype": dtype or None, "architecture": architecture or None}
+    return hf.save(target, loaded.model, params, loaded.tokenizer, **more)
+
+
+def take_in(source, target, *, kind="pretrain"):
+    """A published directory as a run at step 0: checkpoint, tokenizer and chat template, whole or not at all."""
+    target = Path(target).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is there and not empty: give a new run directory, or remove it first")
+    if kind not in launch.STAGES:
+        raise UserError(f"--kind={kind}: choose one of {', '.join(launch.STAGES)}")
+    directory = Path(source) if Path(source).is_dir() else hub.fetch(source)
+    for file in directory.iterdir():
+        safetensors.inside(directory, file.name)
+    tokenizer = tokenizers.load(directory)
+    model, params = hf.load(directory)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        sizes = f"its tokenizer has {tokenizer.vocab_size} ids, its weights {model.config.vocab_size}"
+        raise UserError(f"{source}: {sizes}: they do not belong together")
+    part = target.with_name(f".{target.name}.part-{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write_run(part, model, params, tokenizer, kind, {"source": str(source)})
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_run(workdir, model, params, tokenizer, kind, config):
+    """A run directory with one checkpoint, which `launch.load` and the next stage read."""
+    tokenizers.save(tokenizer, workdir / "tokenizer")
+    meta = {
+        "experiment": kind, "model": families.to_dict(model.config), "roots": ["policy"],
+        "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": config, "turns": 1,
+        "versions": {"jax": jax.__version__},
+    }  # fmt: skip
+    store = checkpoint.open_checkpoints(workdir)
+    store.save(TrainState(jnp.int32(0), {"policy": params}, {"none": jnp.zeros(())}), {}, meta)
+    store.close()
+
+
+def is_run(source):
+    """Whether a source is a run directory, or something to take in: a published directory, or a name on the hub."""
+    directory = Path(source.partition("@")[0])
+    if source == "latest" or (directory / "checkpoints").is_dir():
+        return True
+    if directory.is_dir():
+        return any((directory / stage / "checkpoints").is_dir() for stage in launch.STAGES)
+    return not hub.NAME.fullmatch(source)
+
+
+def main(source="", target="", stage="", dtype="", architecture="", kind="pretrain"):
+    if not source or not target:
+        raise UserError("give --source and --target: a run and a new directory, or a published directory and a new run")
+    if is_run(source):
+        architecture = export(source, target, stage=stage, dtype=dtype, architecture=architecture)
+        return print(f"{target}: {architecture}, as transformers loads it")
+    if stage or dtype or architecture:
+        raise UserError("--stage, --dtype and --architecture are for exports of a run; a run's parameters are float32")
+    take_in(source, target, kind=kind)
+    print(f"{target}: a run to start from: --config.init={target}")
+
+
+if __name__ == "__main__":
+    flags = {"source": "", "target": "", "stage": "", "dtype": "", "architecture": "", "kind": "pretrain"}
+    launch.tool(main, "convert", flags)

@@ -1,0 +1,118 @@
+"""Runs to published directories and back from the command line, and training that starts from published weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import convert, sft
+from jaxllm import launch
+from jaxllm.convert import hf
+from jaxllm.core.tree import flatten
+from jaxllm.core.types import UserError
+from jaxllm.data import tokenizer as tokenizers
+from jaxllm.models import decoder
+from tests.convert.shapes import LLAMA
+from tests.models.tiny import weights
+
+
+def same(a, b):
+    a, b = flatten(a), flatten(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[p], b[p]) for p in a)
+
+
+@pytest.fixture(scope="module")
+def exported(base, tmp_path_factory):
+    target = tmp_path_factory.mktemp("export") / "sft"
+    convert.main(source=str(base), target=str(target), stage="sft")
+    return target
+
+
+def rows(params, n):
+    """Without the rows that pad the vocabulary: training moves them, and an export drops them."""
+    return {**params, "embed": {**params["embed"], "tokens": params["embed"]["tokens"][:n]}}
+
+
+def test_a_run_becomes_a_published_directory(base, exported):
+    loaded = launch.load(base, "sft")
+    assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    model, params = hf.load(exported)
+    n = loaded.tokenizer.vocab_size
+    assert same(rows(params, n), rows(loaded.params["policy"], n))
+    assert tokenizers.fingerprint(tokenizers.load(exported)) == loaded.meta["tokenizer"]
+    generation = json.loads((exported / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [loaded.tokenizer.specials["end"], loaded.tokenizer.specials["eos"]]
+
+
+def test_a_published_directory_becomes_a_run_that_trains(exported, files, tmp_path):
+    convert.main(source=str(exported), target=str(tmp_path / "run"), kind="sft")
+    back, (_, params) = launch.load(tmp_path / "run"), hf.load(exported)
+    assert back.step == 0 and back.meta["experiment"] == "sft"
+    assert same(back.params["policy"], params)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    settings = {"steps": 2, "batch_size": 8, "data.path": files["chat"], "data.length": 32, "init": str(tmp_path / "run")}
+    result = launch.start(sft.main, "sft", {**settings, "log_every": 1}, tmp_path / "next")
+    assert np.isfinite(result["metrics"]["eval/loss"])
+    after = launch.load(tmp_path / "next").params["policy"]
+    assert 0 < max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), after, back.params["policy"]))) < 0.1
+    convert.main(source=str(tmp_path / "run"), target=str(tmp_path / "again"))
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+
+
+def test_a_chat_template_comes_along(exported, tmp_path):
+    before = (exported / "chat_template.jinja").read_text()
+    (exported / "chat_template.jinja").write_text("{{ messages }}")
+    try:
+        convert.main(source=str(exported), target=str(tmp_path / "run"))
+    finally:
+        (exported / "chat_template.jinja").write_text(before)
+    assert (tmp_path / "run" / "tokenizer" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert launch.load(tmp_path / "run").meta["experiment"] == "pretrain"
+    convert.main(source=str(tmp_path / "run"), target=str(tmp_path / "again"))
+    assert (tmp_path / "again" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_a_link_that_leaves_the_directory_is_refused(exported, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (exported / "chat_template.jinja").rename(tmp_path / "kept")
+    (exported / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    try:
+        with pytest.raises(UserError, match="leads out of the directory"):
+            convert.main(source=str(exported), target=str(tmp_path / "run"))
+    finally:
+        (tmp_path / "kept").rename(exported / "chat_template.jinja")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    model = decoder.make(LLAMA)
+    hf.save(tmp_path / "a", model, weights(model.specs))
+    with pytest.raises(UserError, match="not a tokenizer"):
+        convert.main(source=str(tmp_path / "a"), target=str(tmp_path / "run"))
+    tokenizers.save(tokenizers.byte_tokenizer(), tmp_path / "a")
+    with pytest.raises(UserError, match="262 ids, its weights 50"):
+        convert.main(source=str(tmp_path / "a"), target=str(tmp_path / "run"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        ({"source": "", "target": "x"}, "give --source and --target"),
+        ({"source": "no/such/place", "target": "x"}, "no such run directory"),
+        ({"source": "org/name", "target": "x"}, "org/name: offline"),
+        ({"source": "EXPORTED", "target": "x", "dtype": "bfloat16"}, "exports of a run"),
+        ({"source": "EXPORTED", "target": "x", "kind": "toy"}, "--kind=toy: choose one of pretrain"),
+        ({"source": "EXPORTED", "target": "EXPORTED"}, "is there and not empty"),
+        ({"source": "BASE", "target": "EXPORTED", "stage": "sft"}, "is there and not empty"),
+        ({"source": "BASE", "target": "x", "stage": "sft", "architecture": "GPT2LMHeadModel"}, "no published architecture"),
+    ],
+)
+def test_mistakes_are_said(flags, words, base, exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    flags = {k: {"EXPORTED": str(exported), "BASE": str(base)}.get(v, v) for k, v in flags.items()}
+    with pytest.raises(UserError, match=words):
+        convert.main(**flags)
+    assert list(tmp_path.iterdir()) == []
