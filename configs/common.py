@@ -24,6 +24,19 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     return c
 
 
+def text_data(c: Any, *, length: int, vocab_size: int, characters: int = 2_400_000) -> None:
+    """The settings of a recipe that reads plain text and may train a tokenizer on it."""
+    c.data = ml_collections.ConfigDict()
+    c.data.path = ""  # a file, a directory or hf:name; empty: the embedded text and the documents of the instr world
+    c.data.column = "text"
+    c.data.world_share = 0.65  # of the tokens, when path is empty
+    c.data.characters = characters  # of embedded text at most, when path is empty
+    c.data.length = length
+    c.data.held_out = 0.02
+    c.tokenizer = "bpe"  # trained on the data: bpe, unigram; or byte; or a path to a tokenizer
+    c.vocab_size = vocab_size  # of a trained tokenizer
+
+
 MAIN = (
     "max_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "positions", "norm", "activation", "bias",
     "tied", "rope_theta", "norm_eps", "dtype", "remat", "unroll",

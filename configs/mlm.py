@@ -2,9 +2,7 @@
 
 import dataclasses
 
-import ml_collections
-
-from configs.common import model_settings, training
+from configs.common import model_settings, text_data, training
 from jaxllm.core.types import UserError
 from jaxllm.models.encoder import PRESETS
 
@@ -21,15 +19,7 @@ def get_config(variant=None):
     c.objective = "mlm+nsp" if model.pooler else "mlm"
     c.masking = "dynamic"  # drawn anew at every step, or static: drawn once
     c.mask_rate = 0.15
-    c.data = ml_collections.ConfigDict()
-    c.data.path = ""  # a file, a directory or hf:name; empty: the embedded text and the documents of the instr world
-    c.data.column = "text"
-    c.data.world_share = 0.65  # of the tokens, when path is empty
-    c.data.characters = 2_400_000  # of embedded text at most, when path is empty
-    c.data.length = 64 if small else model.max_length
-    c.data.held_out = 0.02
-    c.tokenizer = "bpe"  # trained on the data: bpe, unigram; or byte; or a path to a tokenizer
-    c.vocab_size = model.vocab_size  # of a trained tokenizer; cls and mask come on top where it lacks them
+    text_data(c, length=64 if small else model.max_length, vocab_size=model.vocab_size)  # cls and mask come on top
     c.model = model_settings(model)
     if not small:  # arXiv 1810.04805, A.2; arXiv 1907.11692, table 9
         c.optim.lr, c.optim.warmup, c.steps, c.batch_size = 1e-4, 10_000, 1_000_000, 256

@@ -5,7 +5,7 @@ from dataclasses import replace
 import ml_collections
 from ml_collections import config_dict
 
-from configs.common import model_settings, training
+from configs.common import model_settings, text_data, training
 from jaxllm.core.types import UserError
 from jaxllm.models.moe import MoEConfig
 from jaxllm.models.presets import PRESETS, TINY
@@ -35,15 +35,7 @@ def get_config(variant=None):
     c.router.z = 0.0 if balanced_by_bias else 1e-3  # weight of the router z-loss
     c.router.bias_rate = 1e-3 if name in large else 1e-2  # step of the correction bias, where model.moe.bias
     c.mtp = 0.3  # weight of multi-token prediction, where model.mtp_layers
-    c.data = ml_collections.ConfigDict()
-    c.data.path = ""  # a file, a directory or hf:name; empty: the embedded text and the documents of the instr world
-    c.data.column = "text"
-    c.data.world_share = 0.65  # of the tokens, when path is empty
-    c.data.characters = 1_200_000  # of embedded text at most, when path is empty
-    c.data.length = 64 if name in SMALL else 4096
-    c.data.held_out = 0.02
-    c.tokenizer = "bpe"  # trained on the data: bpe, unigram; or byte; or a path to a tokenizer
-    c.vocab_size = model.vocab_size  # of a trained tokenizer
+    text_data(c, length=64 if name in SMALL else 4096, vocab_size=model.vocab_size, characters=1_200_000)
     c.model = model_settings(model)
     c.model.moe.capacity_factor = model.moe.capacity_factor or config_dict.placeholder(float)  # empty: nothing is dropped
     if name in large:

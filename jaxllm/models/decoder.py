@@ -14,7 +14,7 @@ from jaxllm.core.spec import Spec, SpecTree, count, stack
 from jaxllm.core.types import Head, Model, Output, Params
 from jaxllm.models import attention, ffn, mla, moe
 from jaxllm.models import stack as layer_stack
-from jaxllm.models.decoder_config import DecoderConfig, padded, validate
+from jaxllm.models.decoder_config import DecoderConfig, validate
 from jaxllm.models.layers import (
     Frequencies,
     dense,
@@ -22,6 +22,7 @@ from jaxllm.models.layers import (
     norm,
     norm_specs,
     normal,
+    padded,
     segment_positions,
     yarn_mscale,
 )

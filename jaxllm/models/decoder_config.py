@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from jaxllm.core.types import UserError
 from jaxllm.models import ffn, moe
 from jaxllm.models import stack as layer_stack
-from jaxllm.models.layers import RopeScaling
+from jaxllm.models.layers import RopeScaling, padded
 from jaxllm.models.mla import MLAConfig
 from jaxllm.models.moe import MoEConfig
-
-VOCAB_MULTIPLE = 128  # the vocabulary is padded to this in memory, so that it shards and tiles
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,6 @@ class DecoderConfig:
     @property
     def outputs(self) -> int:
         return self.n_outputs or self.vocab_size
-
-
-def padded(vocab_size: int) -> int:
-    """The number of rows that a vocabulary has in memory."""
-    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 ALLOWED = {

@@ -14,9 +14,7 @@ from jaxllm.core.spec import Spec, SpecTree, count, stack
 from jaxllm.core.types import Head, Model, Output, UserError
 from jaxllm.models import attention, ffn, relative
 from jaxllm.models import stack as layer_stack
-from jaxllm.models.layers import norm, norm_specs, normal
-
-VOCAB_MULTIPLE = 128  # the vocabulary is padded to this in memory, so that it shards and tiles
+from jaxllm.models.layers import norm, norm_specs, normal, padded
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class EncDecConfig:
 
     @property
     def padded_vocab(self) -> int:
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return padded(self.vocab_size)
 
 
 ALLOWED = {

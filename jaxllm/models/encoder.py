@@ -14,9 +14,8 @@ from jaxllm.core.spec import Spec, SpecTree, count, stack
 from jaxllm.core.types import Head, Model, Output, UserError
 from jaxllm.models import attention, ffn
 from jaxllm.models import stack as layer_stack
-from jaxllm.models.layers import ACTIVATIONS, dense, norm, norm_specs, normal, segment_positions, zeros
+from jaxllm.models.layers import ACTIVATIONS, dense, norm, norm_specs, normal, padded, segment_positions, zeros
 
-VOCAB_MULTIPLE = 128  # the vocabulary is padded to this in memory, so that it shards and tiles
 NORMAL = jax.nn.initializers.normal(0.02)
 
 
@@ -43,7 +42,7 @@ class EncoderConfig:
 
     @property
     def padded_vocab(self) -> int:
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return padded(self.vocab_size)
 
 
 ALLOWED = {

@@ -15,6 +15,14 @@ from jaxllm.core.spec import Initializer, Spec, SpecTree
 
 ones, zeros = jax.nn.initializers.ones, jax.nn.initializers.zeros
 
+VOCAB_MULTIPLE = 128  # vocabularies are padded to this in memory, so that they shard and tile
+
+
+def padded(vocab_size: int) -> int:
+    """The number of rows that a vocabulary has in memory."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=True),  # the tanh form: GPT-2, Gemma, T5 v1.1
     "gelu_exact": partial(jax.nn.gelu, approximate=False),  # the erf form: BERT

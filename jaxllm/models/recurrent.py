@@ -13,9 +13,8 @@ from flax import struct
 from jaxllm.core.sharding import axis_size, shard
 from jaxllm.core.spec import Spec, SpecTree, count, stack
 from jaxllm.core.types import Head, Key, Model, Output, UserError
-from jaxllm.models.layers import dense, normal, ones, zeros
+from jaxllm.models.layers import dense, normal, ones, padded, zeros
 
-VOCAB_MULTIPLE = 128  # the vocabulary is padded to this in memory, so that it shards and tiles
 GATES = 4  # input, forget, candidate, output: the order of torch.nn.LSTM
 
 
@@ -36,7 +35,7 @@ class LSTMConfig:
 
     @property
     def padded_vocab(self) -> int:
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return padded(self.vocab_size)
 
 
 @dataclass(frozen=True)
