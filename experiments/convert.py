@@ -47,6 +47,7 @@ def take_in(source, target, *, kind="pretrain"):
     directory = Path(source) if Path(source).is_dir() else hub.fetch(source)
     for file in directory.iterdir():
         safetensors.inside(directory, file.name)
+    safetensors.scan(directory)  # weights that are not to be opened are named before anything else is missed
     tokenizer = tokenizers.load(directory)
     model, params = hf.load(directory)
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -51,7 +51,7 @@ def main(config, run):
             tokens_per_step=2 * config.batch_size * config.data.length, last=final,
             turns=base.meta.get("turns", 1),
         )  # fmt: skip
-    run.finish(final, [])
+    run.finish(final, [], then=f"chat --run={run.workdir}")
 
 
 if __name__ == "__main__":

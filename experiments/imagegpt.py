@@ -104,7 +104,7 @@ def probes(config, run, model, params, data):
     found["raw pixels"] = [score(x=raw[0], test_x=raw[1])] * len(found["trained"])
     layers = list(range(len(found["trained"])))
     lines = {name: (layers, [float(np.mean(a)) for a in rows]) for name, rows in found.items()}
-    title = f"Linear probe, mean of {p.seeds} seeds: {classes} classes, {len(parts[0]):,} labelled images"
+    title = f"Linear probes of {classes} classes, mean of {p.seeds} seeds"
     run.figure("probe", figures.line_plot(lines, title, "layer whose input is read (the last: final states)", "accuracy"))
     return found
 
@@ -125,14 +125,16 @@ def pictures(config, run, model, params, data):
         out = sample(params, prompt, lengths, jax.random.key(seed)).tokens
         return np.asarray(out)[:, 1 : length + 1].reshape(-1, height, width)
 
+    shown = np.concatenate([data.palette, np.full((1, 3), 160, np.uint8)])  # one more colour, for what is not given
+
     def save(name, indices):
-        sheet = images.grid(data.palette[indices], n, scale=max(1, 60 // width))
+        sheet = images.grid(shown[indices], n, scale=max(1, 60 // width))
         run.path("figures", f"{name}.png").write_bytes(images.png(sheet))
 
     save("samples", np.concatenate([draw(tokens[:, :1], seed) for seed in (0, 1)]))
     given = height // 2 * width
     upper = data.held_out[:n].copy()
-    upper.reshape(n, -1)[:, given:] = colours - 1
+    upper.reshape(n, -1)[:, given:] = colours
     halves = [draw(tokens[:, : given + 1], seed) for seed in (0, 1)]
     save("completions", np.concatenate([data.held_out[:n], upper, *halves]))
 

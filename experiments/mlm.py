@@ -82,7 +82,9 @@ def main(config, run):
         )  # fmt: skip
     masked = final.get("eval/mlm_loss", final["eval/loss"])
     run.note(f"masked tokens cost {masked:.3f} nats, {unigram:.3f} by their frequency alone")
-    run.finish({**final, "eval/unigram_loss": unigram, "data/fill": report["fill"]}, [])
+    run.finish(
+        {**final, "eval/unigram_loss": unigram, "data/fill": report["fill"]}, [], then=f"classify --config.init={run.workdir}"
+    )
 
 
 if __name__ == "__main__":

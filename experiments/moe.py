@@ -118,7 +118,7 @@ def main(config, run):
         dense = train_dense(config, run)
         final |= {"dense/eval/loss": dense["eval/loss"], "dense/parameters": dense["parameters"]}
         run.note(f"eval loss {final['eval/loss']:.4f} with experts, {dense['eval/loss']:.4f} dense, at equal active FLOPs")
-    run.finish(final, [])
+    run.finish(final, [], then=f"chat --run={run.workdir}")
 
 
 if __name__ == "__main__":

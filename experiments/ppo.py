@@ -123,7 +123,7 @@ def main(config, run):
             step_fn=step_fn, schedule=schedule, tokens_per_step=config.batch_size * config.max_new_tokens, last=final,
             turns=base.meta.get("turns", 1),
         )  # fmt: skip
-    run.finish(final, [])
+    run.finish(final, [], then=f"chat --run={run.workdir}")
 
 
 if __name__ == "__main__":

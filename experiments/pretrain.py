@@ -73,7 +73,7 @@ def main(config, run):
         final = common.fit_lm(
             config, run, mesh=mesh, model=model, params=params, tokenizer=tokenizer, rows=columns, eval_rows=eval_columns
         )
-    run.finish({**final, "data/fill": report["fill"]}, [])
+    run.finish({**final, "data/fill": report["fill"]}, [], then=f"sft --config.init={run.workdir}")
 
 
 if __name__ == "__main__":

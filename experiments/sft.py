@@ -36,7 +36,7 @@ def main(config, run):
             config, run, mesh=mesh, model=base.model, params=base.params["policy"], tokenizer=base.tokenizer,
             rows=columns, eval_rows=eval_columns, turns=turns,
         )  # fmt: skip
-    run.finish({**final, "data/fill": report["fill"]}, [])
+    run.finish({**final, "data/fill": report["fill"]}, [], then=f"chat --run={run.workdir}")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def main(config, run):
             scores = text2text.exact_matches(config, run, launch.load(run.workdir, mesh=mesh), tasks, mesh)
             run.log(config.steps, scores)
             final = {**final, **scores}
-    run.finish(final, [])
+    then = f"t5 --config=configs/t5.py:multitask --config.init={run.workdir}" if tasks is None else ""
+    run.finish(final, [], then=then)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Claim(NamedTuple):
 
 
 def bound_text(claim: Mapping[str, Any]) -> str:
-    """">= 0.2" or "<= 2"."""
+    """ ">= 0.2" or "<= 2"."""
     return f"{'>=' if claim['better'] == 'more' else '<='} {claim['bound']:g}"
 
 
@@ -149,8 +149,10 @@ class Run:
             write_atomic(self.workdir / "config.json", dump(redact(unflatten(config))))
         return chosen
 
-    def finish(self, metrics: Mapping[str, Any], claims: Iterable[Claim | Mapping] = ()) -> dict[str, Any]:
-        """Write result.json and report.html, print the verdicts, repeat the warnings (at most 5)."""
+    def finish(
+        self, metrics: Mapping[str, Any], claims: Iterable[Claim | Mapping] = (), *, then: str = ""
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write result.json and report.html, print the verdicts and the next command, repeat the warnings (at most 5)."""
         from jaxllm.report.html import write_report
 
         rows = [plain(claim._asdict() if isinstance(claim, Claim) else dict(claim)) for claim in claims]
@@ -161,6 +163,8 @@ class Run:
             for line in verdicts(rows):
                 self.note(line)
             self.note(f"report   {report}")
+            if then:
+                self.note(f"next     python -m experiments.{then}")
             rest = len(self.warnings) - 5
             more = [f"{rest} more warnings in {self.workdir / 'log.txt'}"] if rest > 0 else []
             for text in self.warnings[:5] + more:
@@ -218,9 +222,7 @@ def make_dir(workdir: Path | str) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise _user_error(
-            f"The run directory {workdir} cannot be written: {error.strerror}. Give another --workdir"
-        ) from error
+        raise _user_error(f"The run directory {workdir} cannot be written: {error.strerror}. Give another --workdir") from error
 
 
 def check_resume(workdir: Path | str, experiment: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,15 @@ def test_a_link_that_leaves_the_directory_is_refused(exported, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_pickled_weights_are_named_first(exported, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        target = tmp_path / "in" / name.replace("model.safetensors", "pytorch_model.bin")
+        target.write_bytes((exported / name).read_bytes())
+    with pytest.raises(UserError, match="pytorch_model.bin may run code"):
+        convert.main(source=str(tmp_path / "in"), target=str(tmp_path / "run"))
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     model = decoder.make(LLAMA)
     hf.save(tmp_path / "a", model, weights(model.specs))
