@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxllm.convert import safetensors
+from jaxllm.convert import hub, safetensors
 from jaxllm.convert.export import save
 from jaxllm.convert.layout import DTYPES, check_names, check_size, expected, find_family, numbered, place, renamed
 from jaxllm.convert.names import Leaf
@@ -23,7 +23,7 @@ from jaxllm.core import sharding, spec
 from jaxllm.core.tree import flatten, unflatten
 from jaxllm.core.types import Model, Params, UserError
 
-__all__ = ["load", "save"]
+__all__ = ["from_pretrained", "load", "save"]
 
 ALIGN = 64  # bytes
 
@@ -40,7 +40,7 @@ def load(
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        raise UserError(f"{path}: no such directory (a name on the hub goes through jaxllm.convert.hub.from_pretrained)")
+        raise UserError(f"{path}: no such directory (a name on the hub goes through hf.from_pretrained)")
     published = read_config(directory)
     family = find_family(published, directory)
     files = renamed(safetensors.scan(directory), family)
@@ -49,6 +49,14 @@ def load(
     leaves = family.leaves(model.config)
     check_names(files, expected(leaves, model), family.ignored, directory)
     return model, _read(leaves, model, files, mesh, rules or sharding.RULES, dtype)
+
+
+def from_pretrained(name: str, *, revision: str | None = None, **more: Any) -> tuple[Model, Params]:
+    """(model, params) of "org/name" on the hub; `more` as in `load`. What the cache has is not fetched again.
+
+    UserError: no such name, no access, or no network and nothing in the cache.
+    """
+    return load(hub.fetch(name, revision=revision), **more)
 
 
 def read_config(directory: Path) -> dict:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from jaxllm.convert import hf
-from jaxllm.core.types import Model, Params, UserError
+from jaxllm.core.types import UserError
 
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.bpe")  # never a pickle
 TIMEOUT = 5.0  # seconds for the first answer: without a network the error comes at once
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def from_pretrained(name: str, *, revision: str | None = None, **more: Any) -> tuple[Model, Params]:
-    """(model, params) of "org/name"; `more` as in `hf.load`. What the cache has is not fetched again.
-
-    UserError: no such name, no access, or no network and nothing in the cache.
-    """
-    return hf.load(fetch(name, revision=revision), **more)
 
 
 def fetch(name: str, *, revision: str | None = None) -> Path:
@@ -27,7 +17,7 @@ def fetch(name: str, *, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     if not NAME.fullmatch(name) or Path(name).exists():
-        raise UserError(f"{name}: not a name on the hub (org/name): give a local directory to jaxllm.convert.hf.load")
+        raise UserError(f"{name}: not a name on the hub (org/name): give a local directory to hf.load")
     given = {"repo_id": name, "revision": revision, "allow_patterns": list(PATTERNS)}
     if not _reachable(name, revision):
         return _cached(given, name)

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxllm.convert import hf, hub, layout, safetensors
+from jaxllm.convert import hf, layout, safetensors
 from jaxllm.core import ops, sharding, spec
 from jaxllm.core.tree import flatten
 from jaxllm.core.types import UserError
@@ -391,6 +391,6 @@ def test_a_name_on_the_hub_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="org/name: offline.*pass a local path"):
-        hub.from_pretrained("org/name")
+        hf.from_pretrained("org/name")
     with pytest.raises(UserError, match="not a name on the hub"):
-        hub.from_pretrained("../somewhere/else")
+        hf.from_pretrained("../somewhere/else")
