@@ -356,6 +356,25 @@ def gemma3_config(c: DecoderConfig) -> dict:
     return gemma2_config(c) | {"rope_parameters": both, "rope_local_base_freq": local}
 
 
+# what Gemma 3's files with images leave unsaid of their text model
+GEMMA3_TEXT = {
+    "vocab_size": 262_208, "max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 256, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
+}  # fmt: skip
+
+
+def gemma3_text(config: dict) -> DecoderConfig:
+    """The text model of a Gemma 3 that also reads images."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise UserError(f"config.json: text_config is {text!r}, an object is needed")
+    return gemma3(GEMMA3_TEXT | {k: v for k, v in text.items() if v is not None})
+
+
+def _text_only(c: DecoderConfig) -> dict:
+    raise UserError("has parts for images: a text model is written as Gemma3ForCausalLM")
+
+
 FAMILIES = (
     Family("GPT2LMHeadModel", "gpt2", DecoderConfig, gpt2, gpt2_config, gpt2_leaves,
            ignored=r"transformer\.h\.\d+\.attn\.(masked_)?bias|lm_head\.weight",
@@ -367,4 +386,7 @@ FAMILIES = (
     Family("GemmaForCausalLM", "gemma", DecoderConfig, gemma, gemma_config, leaves, IGNORED),
     Family("Gemma2ForCausalLM", "gemma2", DecoderConfig, gemma2, gemma2_config, leaves, IGNORED),
     Family("Gemma3ForCausalLM", "gemma3_text", DecoderConfig, gemma3, gemma3_config, leaves, IGNORED),
+    Family("Gemma3ForConditionalGeneration", "gemma3", DecoderConfig, gemma3_text, _text_only, leaves,
+           ignored=IGNORED + r"|(model\.)?(vision_tower|multi_modal_projector)\..*",
+           renames=((r"^(model\.)?language_model\.lm_head", "lm_head"), (r"^(model\.)?language_model\.(model\.)?", "model."))),
 )  # fmt: skip
