@@ -78,12 +78,15 @@ def _rows(path: Path) -> Images:
 
 
 def _directory(path: Path, size: int) -> Images:
+    classes = sorted(d for d in path.iterdir() if d.is_dir())
+    files = [(f, k) for k, d in enumerate(classes or [path]) for f in sorted(d.iterdir()) if f.suffix.lower() in SUFFIXES]
+    if not files:
+        raise UserError(f"{path}: no pictures here; looked for {', '.join(SUFFIXES)}, also one directory deeper")
     try:
         from PIL import Image
     except ImportError:
-        raise UserError(f"{path}: reading pictures needs the package pillow; install it, or give .npz arrays") from None
-    classes = sorted(d for d in path.iterdir() if d.is_dir())
-    files = [(f, k) for k, d in enumerate(classes or [path]) for f in sorted(d.iterdir()) if f.suffix.lower() in SUFFIXES]
+        fix = 'pip install -e ".[plots]", or give .npz arrays'
+        raise UserError(f"{path}: reading pictures needs the package pillow: {fix}") from None
     pixels = []
     for file, _ in files:
         try:
@@ -91,8 +94,6 @@ def _directory(path: Path, size: int) -> Images:
                 pixels.append(np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX)))
         except OSError as error:
             raise UserError(f"{file}: not a picture ({error})") from None
-    if not pixels:
-        raise UserError(f"{path}: no pictures here; looked for {', '.join(SUFFIXES)}, also one directory deeper")
     labels = np.array([k for _, k in files]) if classes else None
     return check(Images(np.stack(pixels), labels, tuple(d.name for d in classes)), str(path))
 
