@@ -6,7 +6,8 @@ python -m experiments.t5 --config=configs/t5.py:t5-small --config.data.path=corp
 
 Text to text ends with the exact match of greedy answers by task, beside the two answers that need no model: the task's most
 frequent target, and its input. At the default size seed 0 gave a mean of 0.75 from scratch (0.03 for sums, 0.61 for
-questions, 0.84 to 1.00 for the others), and 0.42 from 500 steps of span corruption; seeds 1 and 2 likewise: so short a start does not help.
+questions, 0.84 to 1.00 for the others), and 0.42 from 500 steps of span corruption; seeds 1 and 2 likewise: so short a start does
+not help.
 """
 
 from __future__ import annotations
