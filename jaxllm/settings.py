@@ -50,11 +50,16 @@ class Item(NamedTuple):
 # ---- settings
 
 
+def config_path(experiment: str) -> Path:
+    """configs/dpo.py of "dpo", configs/studies/judging.py of "studies.judging"."""
+    return CONFIGS / f"{experiment.replace('.', '/')}.py"
+
+
 def load_config(path: Path | str, variant: str | None = None) -> Any:
     """The ConfigDict of a config file; ValueError names the file and what is wrong with it."""
     path = Path(path)
     if not path.is_file():
-        near = difflib.get_close_matches(path.stem, [p.stem for p in sorted(CONFIGS.glob("*.py"))], 1)
+        near = difflib.get_close_matches(path.stem, [p.stem for p in sorted(path.parent.glob("*.py")) or sorted(CONFIGS.glob("*.py"))], 1)
         hint = f" Did you mean configs/{near[0]}.py?" if near else f" Configs are in {CONFIGS}."
         raise ValueError(f"No config file {path}.{hint}")
     spec = importlib.util.spec_from_file_location(f"jaxllm_config_{path.stem}", path)
@@ -249,7 +254,7 @@ def _check_flags(items: list[Item], known: Mapping, settings: Mapping) -> tuple[
 
 def _config_of(items: list[Item], experiment: str) -> tuple[Any, str]:
     given = [item.value or "" for item in items if item.name == "config"]
-    text = given[-1] if given else str(CONFIGS / f"{experiment}.py")
+    text = given[-1] if given else str(config_path(experiment))
     path, _, variant = text.partition(":")
     if not Path(path).is_file() and (CONFIGS.parent / path).is_file():
         path = str(CONFIGS.parent / path)  # configs/sft.py is meant from wherever the command runs
@@ -304,7 +309,7 @@ def command_text(experiment: str, argv: list[str]) -> str:
 
 def default_workdir(experiment: str) -> Path:
     """runs/<date>_<time>_<experiment>, a number added when it is taken."""
-    base = Path("runs") / time.strftime(f"%Y-%m-%d_%H%M%S_{experiment}")
+    base = Path("runs") / time.strftime(f"%Y-%m-%d_%H%M%S_{experiment.rpartition('.')[2]}")
     names = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 1000))
     return next(path for path in names if not path.exists())
 

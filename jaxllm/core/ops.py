@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,17 +69,24 @@ def _chunk_length(hidden: jax.Array, head: Head, chunk: int | None) -> int:
     return min(hidden.shape[1], max(1, chunk // hidden.shape[0]))
 
 
-def token_logp(head: Head, hidden: jax.Array, targets: jax.Array, chunk: int | None = None, temperature: Any = 1.0) -> TokenLogp:
+def token_logp(
+    head: Head, hidden: jax.Array, targets: jax.Array, chunk: int | None = None, temperature: Any = 1.0,
+    transform: Callable[[jax.Array], jax.Array] | None = None,
+) -> TokenLogp:  # fmt: skip
     """Log-probability of each target under softmax(logits / temperature), walked in chunks of about `chunk` tokens.
 
     hidden [b, l, d], targets int [b, l] in [0, vocab_size) -> TokenLogp of [b, l]. A chunk's logits are recomputed in the
-    backward pass, so neither pass holds a buffer of tokens x vocabulary.
+    backward pass, so neither pass holds a buffer of tokens x vocabulary. transform, a function of logits [tokens, v] such as
+    the renormalisation of top-p, comes after the temperature; what it sets to -inf has probability 0 (in logs: -1e30).
     """
     size = _chunk_length(hidden, head, chunk)
 
     @jax.checkpoint
     def one(head: Head, hidden: jax.Array, targets: jax.Array) -> TokenLogp:
         out = _logits(head, hidden) / temperature
+        if transform is not None:
+            kept = transform(out.reshape(-1, out.shape[-1])).reshape(out.shape)
+            out = jnp.where(kept == -jnp.inf, NEGATIVE, kept)
         lse = jax.nn.logsumexp(out, axis=-1)
         entropy = lse - jnp.sum(jnp.exp(out - lse[..., None]) * out, axis=-1)
         return TokenLogp(_pick(out, targets) - lse, entropy, lse)
@@ -151,7 +159,10 @@ def forward(model: Model, params: Params, record: Any, **options: Any) -> Output
     return model.apply(params, record["tokens"], segments=record["segments"], **options)
 
 
-def model_logps(model: Model, params: Params, record: Any, chunk: int | None = None, temperature: Any = 1.0) -> TokenLogp:
+def model_logps(
+    model: Model, params: Params, record: Any, chunk: int | None = None, temperature: Any = 1.0,
+    transform: Callable[[jax.Array], jax.Array] | None = None,
+) -> TokenLogp:  # fmt: skip
     """TokenLogp [b, l] of a sequence record (tokens, targets, segments) under a model; the caller applies the mask."""
     hidden = forward(model, params, record).hidden
-    return token_logp(model.head(params), hidden, record["targets"], chunk, temperature)
+    return token_logp(model.head(params), hidden, record["targets"], chunk, temperature, transform)

@@ -163,20 +163,28 @@ def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
 
 
 def line_plot(
-    series: Series, title: str, xlabel: str = "step", ylabel: str = "", *, width: int = 520, height: int = 280
-) -> str:
-    """An SVG of lines {name: (x, y)}. Long noisy lines are drawn faint under their moving average."""
+    series: Series, title: str, xlabel: str = "step", ylabel: str = "", *, bands: Series | None = None, width: int = 520,
+    height: int = 280,
+) -> str:  # fmt: skip
+    """An SVG of lines {name: (x, y)}. Long noisy lines are drawn faint under their moving average.
+
+    bands: {name: (low, high)} at the line's own points, shaded behind it: an interval.
+    """
     points = {name: found for name, (x, y) in series.items() if (found := _finite(x, y))}
     if not points:
         return _svg(width, height, title, [_text(width / 2, height / 2, "no data")])
     legend, room = _legend(list(points), width) if len(points) > 1 else ([], 0)
     x_range = _span([x for line in points.values() for x, _ in line])
     points = {name: thin(line) for name, line in points.items()}
-    y_range = _span([y for line in points.values() for _, y in line], 0.04)
-    frame = Frame(width, height, 32 + room, x_range, y_range)
+    edges = _edges(series, bands or {})
+    heights = [y for line in [*points.values(), *edges.values()] for _, y in line]
+    frame = Frame(width, height, 32 + room, x_range, _span(heights, 0.04))
     parts = _axes(frame, xlabel, ylabel) + legend
-    for i, line in enumerate(points.values()):
+    for i, (name, line) in enumerate(points.items()):
         colour = COLOURS[i % len(COLOURS)]
+        if name in edges:
+            at = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in edges[name])
+            parts.append(f'<polygon points="{at}" fill="{colour}" fill-opacity="0.15"/>')
         if noisy(line):
             parts.append(_path(frame, line, colour, 'stroke-width="1" stroke-opacity="0.3"'))
             line = smooth(line)
@@ -184,6 +192,17 @@ def line_plot(
         if len(line) <= 25:
             parts.append(_dots(frame, line, colour))
     return _svg(width, height, title, parts)
+
+
+def _edges(series: Series, bands: Series) -> dict[str, list[tuple[float, float]]]:
+    """The outline of each band: along its low edge and back along the high one."""
+    outlines = {}
+    for name, (low, high) in bands.items():
+        x = series[name][0]
+        outline = _finite(x, low) + _finite(x, high)[::-1]
+        if len(outline) > 2:
+            outlines[name] = outline
+    return outlines
 
 
 def bar_plot(

@@ -13,7 +13,7 @@ from typing import Any
 from jaxllm.report import figures
 from jaxllm.report.console import duration, quantity
 from jaxllm.report.files import flatten, read_json, read_jsonl, write_atomic
-from jaxllm.report.run import bound_text
+from jaxllm.report.run import bound_text, interval_text
 
 SAMPLES = 12
 STYLE = """
@@ -128,6 +128,7 @@ def _sections(run_dir: Path) -> list[str]:
     return [
         _cards(run_dir, result.get("metrics", {}), series),
         _claims(result.get("claims", [])),
+        _findings(result.get("findings", "")),
         _warnings(run_dir),
         _figures(run_dir),
         _plots(series),
@@ -164,11 +165,15 @@ def _claims(claims: Iterable[Mapping[str, Any]]) -> str:
         kind, mark = ("yes", "✓") if claim["holds"] else ("no", "✗")
         rows.append(
             f'<tr class="{kind}"><td class="mark {kind}">{mark}</td><td>{escape(str(claim["name"]))}</td>'
-            f'<td class="n">{escape(_number(claim["value"]))}</td>'
-            f'<td class="n">{escape(bound_text(claim))}</td></tr>'
+            f'<td class="n">{escape(_number(claim["value"]) + interval_text(claim))}</td>'
+            f'<td class="n">{escape(bound_text(claim))}</td><td>{escape(str(claim.get("kind", "gate")))}</td></tr>'
         )
-    head = "<tr><th></th><th>claim</th><th>measured</th><th>bound</th></tr>"
+    head = "<tr><th></th><th>claim</th><th>measured</th><th>bound</th><th></th></tr>"
     return f"<h3>Claims</h3><table>{head}{''.join(rows)}</table>" if rows else ""
+
+
+def _findings(text: str) -> str:
+    return f"<h3>Findings</h3><p>{escape(text)}</p>" if text else ""
 
 
 def _warnings(run_dir: Path) -> str:

@@ -52,13 +52,20 @@ checkpoints/   <step>/{{params,opt_state,data,meta}};  tokenizer/: its files
 
 
 class Claim(NamedTuple):
-    """What a run set out to show: a measured value, its bound, whether `more` or `less` is better, and whether it holds."""
+    """What a run set out to show: a measured value, its bound, whether `more` or `less` is better, and whether it holds.
+
+    kind: a "gate" must hold (arithmetic, or what is known to be robust), a "finding" is reported either way; low and high are
+    the value's interval, where there is one.
+    """
 
     name: str
     value: float | None
     bound: float
     better: str
     holds: bool
+    kind: str = "gate"
+    low: float | None = None
+    high: float | None = None
 
 
 def bound_text(claim: Mapping[str, Any]) -> str:
@@ -66,14 +73,20 @@ def bound_text(claim: Mapping[str, Any]) -> str:
     return f"{'>=' if claim['better'] == 'more' else '<='} {claim['bound']:g}"
 
 
-def at_least(name: str, value: float, bound: float) -> Claim:
+def interval_text(claim: Mapping[str, Any]) -> str:
+    """ " [0.1, 0.3]", or nothing where there is no interval."""
+    low, high = claim.get("low"), claim.get("high")
+    return "" if low is None or high is None else f" [{low:.3g}, {high:.3g}]"
+
+
+def at_least(name: str, value: float, bound: float, *, kind: str = "gate", low: Any = None, high: Any = None) -> Claim:
     """The claim value >= bound; a value that is not a number does not hold."""
-    return Claim(name, plain(value), bound, "more", bool(value >= bound))
+    return Claim(name, plain(value), bound, "more", bool(value >= bound), kind, plain(low), plain(high))
 
 
-def at_most(name: str, value: float, bound: float) -> Claim:
+def at_most(name: str, value: float, bound: float, *, kind: str = "gate", low: Any = None, high: Any = None) -> Claim:
     """The claim value <= bound; a value that is not a number does not hold."""
-    return Claim(name, plain(value), bound, "less", bool(value <= bound))
+    return Claim(name, plain(value), bound, "less", bool(value <= bound), kind, plain(low), plain(high))
 
 
 @dataclass(frozen=True)
@@ -150,18 +163,24 @@ class Run:
         return chosen
 
     def finish(
-        self, metrics: Mapping[str, Any], claims: Iterable[Claim | Mapping] = (), *, then: str = ""
+        self, metrics: Mapping[str, Any], claims: Iterable[Claim | Mapping] = (), *, then: str = "", findings: str = ""
     ) -> dict[str, Any]:  # fmt: skip
-        """Write result.json and report.html, print the verdicts and the next command, repeat the warnings (at most 5)."""
+        """Write result.json and report.html, print the verdicts and the next command, repeat the warnings (at most 5).
+
+        findings: what the numbers say in words, with what did not come out.
+        """
         from jaxllm.report.html import write_report
 
-        rows = [plain(claim._asdict() if isinstance(claim, Claim) else dict(claim)) for claim in claims]
+        rows = [plain(claim._asdict() if isinstance(claim, Claim) else {"kind": "gate", **claim}) for claim in claims]
         result = {"experiment": self.experiment, "metrics": plain(dict(metrics)), "claims": rows}
+        result |= {"findings": findings} if findings else {}
         if self.writes:
             write_atomic(self.workdir / "result.json", dump(result))
             report = write_report(self.workdir)
             for line in verdicts(rows):
                 self.note(line)
+            if findings:
+                self.note(findings)
             self.note(f"report   {report}")
             if then:
                 self.note(f"next     python -m experiments.{then}")
@@ -350,8 +369,8 @@ def verdicts(claims: Iterable[Mapping[str, Any]]) -> list[str]:
     for claim in claims:
         value = claim["value"]
         shown = f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
-        mark = "holds" if claim["holds"] else "FAILS"
-        lines.append(f"  {mark}  {claim['name']}: {shown} ({bound_text(claim)})")
+        mark = "holds" if claim["holds"] else "FAILS" if claim["kind"] == "gate" else "no   "
+        lines.append(f"  {mark}  {claim['name']}: {shown}{interval_text(claim)} ({bound_text(claim)})")
     return lines
 
 

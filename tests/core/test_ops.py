@@ -1,5 +1,7 @@
 """Vocabulary operations against numpy, and their gradients against the naive ones."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from jaxllm.core import ops
 from jaxllm.core.types import Head
+from jaxllm.generate import sampling
 
 B, L, D, V, PADDED = 3, 7, 6, 11, 16
 RNG = np.random.default_rng(0)
@@ -36,6 +39,26 @@ def test_logits_have_exactly_vocab_size_columns(bias, softcap):
     out = ops.logits(head(bias, softcap), jnp.asarray(HIDDEN))
     assert out.shape == (B, L, V) and out.dtype == jnp.float32
     np.testing.assert_allclose(out, numpy_logits(bias, softcap), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 6])
+def test_a_transform_renormalises_what_it_keeps(chunk):
+    """Top-p from another folder as the transform: the sampler's own log-probabilities, token for token."""
+    warp = partial(sampling.warp, top_p=0.7)
+    got = ops.token_logp(head(), jnp.asarray(HIDDEN), jnp.asarray(TARGETS), chunk, 0.8, warp)
+    warped = warp(jnp.asarray(numpy_logits(temperature=0.8).reshape(-1, V)))
+    logp = np.array(jax.nn.log_softmax(warped)).reshape(B, L, V)
+    expected = np.take_along_axis(logp, TARGETS[..., None], -1)[..., 0]
+    kept = np.isfinite(expected)
+    assert kept.any() and not kept.all()
+    np.testing.assert_allclose(np.array(got.logp)[kept], expected[kept], rtol=1e-4, atol=1e-5)
+    assert (np.array(got.logp)[~kept] < -1e29).all()
+    entropy = -(np.exp(logp) * np.where(np.isfinite(logp), logp, 0)).sum(-1)
+    np.testing.assert_allclose(got.entropy, entropy, rtol=1e-4, atol=1e-5)
+    grad = jax.grad(
+        lambda h: jnp.where(kept, ops.token_logp(head(), h, jnp.asarray(TARGETS), chunk, 0.8, warp).logp, 0.0).sum()
+    )(jnp.asarray(HIDDEN))
+    assert np.isfinite(np.array(grad)).all() and np.abs(np.array(grad)).max() > 0
 
 
 @pytest.mark.parametrize(

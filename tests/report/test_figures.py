@@ -11,6 +11,13 @@ from jaxllm.report import figures
 NAME = "{http://www.w3.org/2000/svg}"
 
 
+def test_a_band_is_shaded_behind_its_line():
+    lines = {"a": ([0, 1, 2], [1.0, 2.0, 3.0]), "b": ([0, 1, 2], [0.0, 0.0, 0.0])}
+    svg = figures.line_plot(lines, "t", bands={"a": ([0.5, 1.5, 2.5], [1.5, 2.5, 9.0])})
+    assert svg.count("<polygon") == 1 and ">8<" in svg  # the axis makes room for the band
+    assert "<polygon" not in figures.line_plot(lines, "t")
+
+
 def polylines(svg):
     return [
         [tuple(map(float, point.split(","))) for point in line.get("points").split()]

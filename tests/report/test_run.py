@@ -83,23 +83,31 @@ def test_truncate_drops_later_steps_and_torn_lines(run):
 def test_finish_writes_result_and_report(run, capsys):
     assert runs.finished(run.workdir) is None
     claims = [runs.at_least("gain", np.float32(0.5), 0.2), runs.at_most("kl", 2.5, 2.0)]
-    run.finish({"eval/loss": jnp.float32(2.0), "n": 3, "bad": math.nan}, claims)
+    claims.append(runs.at_least("size", 1.0, 2.0, kind="finding", low=0.5, high=np.float32(1.5)))
+    run.finish({"eval/loss": jnp.float32(2.0), "n": 3, "bad": math.nan}, claims, findings="It did not grow.")
+    gate = {"kind": "gate", "low": None, "high": None}
     assert runs.finished(run.workdir) == {
         "experiment": "toy",
         "metrics": {"eval/loss": 2.0, "n": 3, "bad": None},
         "claims": [
-            {"name": "gain", "value": 0.5, "bound": 0.2, "better": "more", "holds": True},
-            {"name": "kl", "value": 2.5, "bound": 2.0, "better": "less", "holds": False},
+            {"name": "gain", "value": 0.5, "bound": 0.2, "better": "more", "holds": True, **gate},
+            {"name": "kl", "value": 2.5, "bound": 2.0, "better": "less", "holds": False, **gate},
+            {"name": "size", "value": 1.0, "bound": 2.0, "better": "more", "holds": False,
+             "kind": "finding", "low": 0.5, "high": 1.5},
         ],
+        "findings": "It did not grow.",
     }
     assert (run.workdir / "report.html").exists()
     out = capsys.readouterr().out
     assert "holds  gain: 0.5 (>= 0.2)" in out and "FAILS  kl: 2.5 (<= 2)" in out
+    assert "no     size: 1 [0.5, 1.5] (>= 2)" in out and "It did not grow." in out
+    page = (run.workdir / "report.html").read_text()
+    assert "[0.5, 1.5]" in page and "It did not grow." in page
 
 
 @pytest.mark.parametrize("claim", [runs.at_least, runs.at_most])
 def test_a_claim_without_a_number_does_not_hold(claim):
-    assert claim("x", math.nan, 0.0) == ("x", None, 0.0, claim("x", 0.0, 0.0).better, False)
+    assert claim("x", math.nan, 0.0) [:5] == ("x", None, 0.0, claim("x", 0.0, 0.0).better, False)
     assert claim("x", 0.0, 0.0).holds is True
 
 
