@@ -1,0 +1,1 @@
+"""Settings of the studies: CPU size by default, `full` for an accelerator."""
