@@ -58,7 +58,7 @@ def normalise(row: Any, where: str) -> Messages:
         if isinstance(row.get("label"), bool):
             raise UserError(
                 f"{where} looks like unpaired preference data (a bool `label` beside `completion`): "
-                "keep the good rows and remove the column `label` to fine-tune on them"
+                "use python -m experiments.kto, or keep the good rows and remove the column `label` to fine-tune on them"
             )
         prompt = as_messages(row["prompt"], "user", f"{where}, prompt")
         return prompt + as_messages(row["completion"], "assistant", f"{where}, completion")

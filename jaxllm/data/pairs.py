@@ -42,9 +42,7 @@ def normalise_pair(row: Any, where: str) -> Pair:
     return _shared_messages([chat.check_messages(row[s], f"{where}, {s}") for s in SIDES], where)
 
 
-def encode_pairs(
-    tokenizer: Tokenizer, rows: Iterable[Any], length: int
-) -> tuple[dict[str, pack.Record], pack.Report]:
+def encode_pairs(tokenizer: Tokenizer, rows: Iterable[Any], length: int) -> tuple[dict[str, pack.Record], pack.Report]:
     """({"chosen": sequence record, "rejected": sequence record}, report) of raw or normalised rows.
 
     Row i of both sides is the same pair. The mask is True on the completion's assistant content and end
@@ -81,15 +79,23 @@ def _encode(tokenizer: Tokenizer, pair: Pair) -> tuple[Example, Example]:
     return chosen, rejected
 
 
+def read_prompt(prompt: Any, where: str) -> Messages:
+    """A row's prompt (str, dialogue in one string, or messages; [] is the prompt of a row without one) as messages."""
+    if prompt == []:
+        return []
+    before = _read(prompt, "user", f"{where}, prompt")
+    # the "Assistant:" at the end of a dialogue opens the answer
+    return before[:-1] if isinstance(prompt, str) and before[-1] == {"role": "assistant", "content": ""} else before
+
+
+def read_completion(prompt: Messages, value: Any, where: str) -> Messages:
+    """A completion (str, or messages that may repeat the prompt) as the messages that answer the prompt."""
+    return _continuation(prompt, _read(value, "assistant", where), where)
+
+
 def _explicit(prompt: Any, sides: list[Any], where: str) -> Pair:
-    # an empty list is the prompt of a pair without one
-    before = [] if prompt == [] else _read(prompt, "user", f"{where}, prompt")
-    if isinstance(prompt, str) and before[-1] == {"role": "assistant", "content": ""}:
-        before = before[:-1]  # the "Assistant:" at its end opens the answer
-    chosen, rejected = (
-        _continuation(before, _read(value, "assistant", f"{where}, {side}"), f"{where}, {side}")
-        for side, value in zip(SIDES, sides, strict=True)
-    )
+    before = read_prompt(prompt, where)
+    chosen, rejected = (read_completion(before, x, f"{where}, {side}") for side, x in zip(SIDES, sides, strict=True))
     return {"prompt": before, "chosen": chosen, "rejected": rejected}
 
 
@@ -150,7 +156,10 @@ def _missing(have: list[str]) -> str:
     if "messages" in have:
         return "looks like SFT data (columns: messages): use python -m experiments.sft for it"
     if "completion" in have and "label" in have:
-        return "looks like unpaired preference data (completion, label): give `chosen` and `rejected`"
+        return (
+            "looks like unpaired preference data (completion, label): use python -m experiments.kto for it, "
+            "or give `chosen` and `rejected`"
+        )
     if "prompt" in have and "completion" in have:
         return "looks like SFT data (columns: prompt, completion): use python -m experiments.sft for it"
     if have == ["text"]:

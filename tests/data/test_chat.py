@@ -154,7 +154,7 @@ BAD_ROWS = [
     ({"messages": "hi"}, ["messages", "list", "str"]),
     ({"messages": []}, ["empty"]),
     ({"chosen": "a", "rejected": "b", "prompt": "p"}, ["preference data", "experiments.dpo", "chosen"]),
-    ({"prompt": "p", "completion": "c", "label": False}, ["unpaired", "`label`"]),
+    ({"prompt": "p", "completion": "c", "label": False}, ["unpaired", "experiments.kto", "`label`"]),
     ({"text": "once"}, ["`text`", "experiments.pretrain"]),
     ({"question": "q", "answer": "a"}, ["rename `question` to `prompt`", "`answer` to `completion`"]),
     ({"mesages": []}, ["`mesages` (did you mean `messages`?)"]),

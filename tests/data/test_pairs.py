@@ -109,7 +109,7 @@ def test_identical_dialogues_keep_their_last_answer():
 BAD_ROWS = [
     ({"messages": [said("x")]}, ["looks like SFT data (columns: messages)", "experiments.sft"]),
     ({"prompt": "p", "completion": "c"}, ["looks like SFT data (columns: prompt, completion)"]),
-    ({"prompt": "p", "completion": "c", "label": True}, ["unpaired", "`rejected`"]),
+    ({"prompt": "p", "completion": "c", "label": True}, ["unpaired", "experiments.kto", "`rejected`"]),
     ({"text": "t"}, ["`text`", "experiments.pretrain"]),
     ({"prompt": "p", "chosen": "c"}, ["has no `rejected`", "columns are prompt, chosen"]),
     ({"prompt": "p", "choosen": "c", "rejected": "r"}, ["`choosen` (did you mean `chosen`?)"]),
