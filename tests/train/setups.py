@@ -1,5 +1,7 @@
 """One tiny model and a batch for every objective, for the tests of the train step."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -61,6 +63,16 @@ def ppo_batch():
     return batch | {"logps_old": old} | {n: columns(i, ROWS, LENGTH) for i, n in enumerate(names)}
 
 
+def group_batch(normalise):
+    batch = ppo_batch()
+    return batch | {"ref_logps": batch["logps_old"] + columns(11, ROWS, LENGTH), "weights": np.asarray(normalise(batch["mask"]))}
+
+
+def ptx_batch():
+    batch, text = ppo_batch(), ragged(7)
+    return batch | {"ptx": text | {"weights": np.asarray(policy.spread(text["mask"], batch["mask"].sum()))}}
+
+
 # name: (loss, the trees of specs of its roots, its batch)
 OBJECTIVES = {
     "lm": (lm.loss(MODEL, chunk=16), {"policy": MODEL.specs}, lm_batch),
@@ -74,6 +86,21 @@ OBJECTIVES = {
         policy.loss(MODEL, scalars, clip=0.2, value_clip=0.2, value_coef=0.1, chunk=16),
         {"policy": MODEL.specs, "value": SCALAR.specs},
         ppo_batch,
+    ),
+    "ppo_ptx": (
+        policy.with_ptx(policy.loss(MODEL, scalars, clip=0.2, value_clip=0.2, value_coef=0.1), MODEL, ptx_coef=0.5, chunk=16),
+        {"policy": MODEL.specs, "value": SCALAR.specs},
+        ptx_batch,
+    ),
+    "grpo": (
+        policy.group_loss(MODEL, partial(policy.clipped, low=0.2, high=0.28), kl=policy.k3, kl_coef=0.1, chunk=16),
+        {"policy": MODEL.specs},
+        partial(group_batch, policy.sequence_mean),
+    ),
+    "gspo": (
+        policy.group_loss(MODEL, partial(policy.gspo, low=0.1, high=0.2)),
+        {"policy": MODEL.specs},
+        partial(group_batch, policy.token_mean),
     ),
 }  # fmt: skip
 

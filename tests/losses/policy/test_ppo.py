@@ -1,5 +1,7 @@
 """PPO's parts against loops and numpy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,9 +56,7 @@ def test_gae_does_not_see_what_is_outside_the_mask():
 def test_the_score_comes_at_the_last_sampled_token_and_kl_at_each():
     logps, ref = RNG.normal(-2, 1, (2, B, L)).astype(np.float32)
     scores = jnp.array([10.0, 20.0, 30.0])
-    got = policy.kl_penalised_rewards(
-        scores, jnp.asarray(logps), jnp.asarray(ref), jnp.asarray(MASK), kl_coef=0.2
-    )
+    got = policy.kl_penalised_rewards(scores, jnp.asarray(logps), jnp.asarray(ref), jnp.asarray(MASK), kl_coef=0.2)
     expected = np.where(MASK, -0.2 * (logps - ref), 0)
     expected[[0, 1, 2], [5, 7, 3]] += [10, 20, 30]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
@@ -168,9 +168,7 @@ def test_the_builder_equals_numpy_and_has_the_names_of_trl():
     }  # fmt: skip
     assert set(metrics) == set(expected) and mean.count == mask.sum()
     for name, values in expected.items():
-        np.testing.assert_allclose(
-            metrics[name].value(), values[mask].mean(), rtol=1e-4, atol=1e-5, err_msg=name
-        )
+        np.testing.assert_allclose(metrics[name].value(), values[mask].mean(), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_what_is_outside_the_mask_changes_no_gradient():
@@ -185,12 +183,52 @@ def test_what_is_outside_the_mask_changes_no_gradient():
 def test_the_first_update_has_ratio_one():
     batch = ppo_batch()
     temperature = 0.7
-    loss_fn = policy.loss(
-        bigram.MODEL, scalars, clip=0.2, value_clip=0.3, value_coef=0.5, temperature=temperature
-    )
+    loss_fn = policy.loss(bigram.MODEL, scalars, clip=0.2, value_clip=0.3, value_coef=0.5, temperature=temperature)
     out = bigram.table(PARAMS["policy"]) / temperature
     out = out - np.log(np.exp(out).sum(-1, keepdims=True))
     batch["logps_old"] = out[batch["tokens"], batch["targets"]].astype(np.float32)
     _, metrics = jax.jit(loss_fn)(PARAMS, batch, None)
     assert abs(metrics["val/ratio"].value() - 1) < 1e-5
     assert metrics["policy/approxkl_avg"].value() < 1e-10 and metrics["policy/clipfrac_avg"].value() == 0
+
+
+def test_one_update_from_scores_to_loss_equals_a_numpy_ppo():
+    """Score and KL to rewards, GAE, whitening, clipped policy and value losses: all of it in float64 loops."""
+    record = bigram.record(B, L, seed=4, prompt=2)
+    mask = record["mask"]
+    old, ref = (bigram.logps(bigram.params(i), record) for i in (1, 2))
+    scores, values_old = np.array([1.0, -0.5, 2.0]), RNG.normal(size=(B, L))
+    rewards = np.where(mask, -0.2 * (old - ref), 0)
+    for i, row in enumerate(mask):
+        rewards[i, np.flatnonzero(row)[-1]] += scores[i]
+    raw, returns = gae_loop(rewards, values_old, mask, 0.97, 0.9)
+    advantages = np.where(mask, (raw - raw[mask].mean()) / raw[mask].std(), 0)
+    ratio = np.exp(bigram.logps(PARAMS["policy"], record) - old)
+    v = np.asarray(PARAMS["value"], np.float64)[record["tokens"]]
+    pg = -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)
+    vf = 0.5 * np.maximum((v - returns) ** 2, (values_old + np.clip(v - values_old, -0.3, 0.3) - returns) ** 2)
+
+    @jax.jit
+    def ours(params, old, ref, values_old, scores):
+        rewards = policy.kl_penalised_rewards(scores, old, ref, mask, kl_coef=0.2)
+        advantages, returns = policy.gae(rewards, values_old, mask, gamma=0.97, lam=0.9)
+        batch = record | {"logps_old": old, "values_old": values_old, "returns": returns}
+        return LOSS(params, batch | {"advantages": policy.whiten(advantages, mask)}, None)[0].value()
+
+    got = ours(PARAMS, *(x.astype(np.float32) for x in (old, ref, values_old, scores)))
+    np.testing.assert_allclose(got, (pg + 0.5 * vf)[mask].mean(), rtol=1e-4)
+
+
+def test_another_token_loss_in_the_builder():
+    batch = ppo_batch()
+    dual = policy.loss(
+        bigram.MODEL, scalars, clip=0.2, value_clip=0.3, value_coef=0.5, token_loss=partial(policy.dual_clip, clip=0.2, dual=1.3)
+    )
+    mask = batch["mask"]
+    ratio = np.exp(bigram.logps(PARAMS["policy"], batch) - batch["logps_old"])
+    a = batch["advantages"]
+    surrogate = np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a)
+    expected = -np.where(a < 0, np.maximum(surrogate, 1.3 * a), surrogate)
+    _, metrics = jax.jit(dual)(PARAMS, batch, None)
+    np.testing.assert_allclose(metrics["loss/policy_avg"].value(), expected[mask].mean(), rtol=1e-4)
+    assert (surrogate < 1.3 * a)[mask & (a < 0)].any(), "nothing reached the second clip"
