@@ -19,9 +19,15 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     c.eval_every = eval_every  # 0: only at the end
     c.batch_size = batch_size
     c.accumulate = 1  # micro-batches per step
+    c.gates = True  # stop a run whose first steps are not what they must be
     c.optim = ml_collections.ConfigDict(dict(lr=lr, warmup=0, final=0.1, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0))
     c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1, expert=1, context=1))
     return c
+
+
+def lora(c: Any, match: str = "attention/(q|k|v|o)/kernel|ffn/(gate|up|down)/kernel") -> None:
+    """The settings of a stage that can train adapters (arXiv 2106.09685) instead of all weights."""
+    c.lora = ml_collections.ConfigDict(dict(rank=0, alpha=16.0, match=match, scaling="standard"))  # rank 0: all weights
 
 
 def text_data(c: Any, *, length: int, vocab_size: int, characters: int = 2_400_000) -> None:

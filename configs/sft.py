@@ -2,12 +2,13 @@
 
 import ml_collections
 
-from configs.common import training
+from configs.common import lora, training
 
 
 def get_config(variant=None):
     c = training(steps=1000, batch_size=32, lr=3e-3, log_every=20, eval_every=500)
     c.optim.warmup = 20
+    lora(c)
     c.init = ""  # a pretraining run, <dir>[@step]; empty: train one first
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # rows with messages, or prompt and completion; empty: demonstrations of the instr world

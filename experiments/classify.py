@@ -18,13 +18,14 @@ import numpy as np
 from experiments import common, pretrain
 from jaxllm import launch
 from jaxllm.convert import hf
-from jaxllm.core import sharding, tree
+from jaxllm.core import sharding
 from jaxllm.core.types import UserError
 from jaxllm.data import labelled, masking, text
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.losses import classify
 from jaxllm.models import encoder, pooled
 from jaxllm.train.annotate import map_batches
+from jaxllm.train.step import trained_roots
 from jaxllm.worlds import instr
 
 # ---- rows
@@ -103,8 +104,7 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
     found, right = {}, []
 
     def evaluate(step, params):
-        whole = tree.merge(params, frozen)
-        parts = map_batches(lambda p, batch: judge(p, sharding.put_batch(batch, mesh)), whole, kept, config.batch_size)
+        parts = map_batches(lambda p, batch: judge(p, sharding.put_batch(batch, mesh)), params, kept, config.batch_size)
         predicted, labels = parts.predicted[parts.weights], parts.labels[parts.weights]
         right[:] = (predicted == labels).tolist()
         found["eval/loss"] = float(parts.losses[parts.weights].mean())
@@ -119,7 +119,7 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
         evaluate=evaluate, tokens_per_step=config.batch_size * config.data.length,
     )  # fmt: skip
     if not found:  # resumed behind the last step
-        evaluate(config.steps, state.params)
+        evaluate(config.steps, trained_roots(state.params, frozen))
     return found, np.array(right)
 
 

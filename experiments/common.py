@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxllm import launch
-from jaxllm.core import sharding, spec, tree
+from jaxllm.adapt import lora
+from jaxllm.core import ops, sharding, spec, tree
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
 from jaxllm.data import tokenizer as tokenizers
@@ -22,10 +23,10 @@ from jaxllm.data.text import read_rows
 from jaxllm.losses import lm
 from jaxllm.models import families
 from jaxllm.report.console import progress
-from jaxllm.train import checkpoint, loop, optim
-from jaxllm.train.step import init_state, make_train_step
+from jaxllm.train import checkpoint, gates, loop, optim
+from jaxllm.train.step import init_state, make_train_step, trained_roots
 
-NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "ppo": "sft"}
+NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "kto": "sft", "ppo": "sft"}
 
 
 def need(stage: str, given: str, config: Any, run: Any, **overrides: Any) -> str:
@@ -54,6 +55,44 @@ def born_sharded(specs: Any, seed: int, mesh: Any) -> Any:
     """Fresh parameters, made on the devices where they stay."""
     where = spec.shardings(specs, mesh, sharding.RULES)
     return jax.jit(partial(spec.init, specs), out_shardings=where)(jax.random.key(seed))
+
+
+class Adapted(NamedTuple):
+    """What a stage trains. model: reads parameters with and without adapters; params: the root's, to be trained in part or whole;
+    trainable: which of them (a regular expression on paths); reference: the frozen start, in the base's own buffers; merge:
+    params -> plain ones for the base model, for long generations."""
+
+    model: Any
+    params: Any
+    trainable: str
+    reference: Any
+    merge: Callable
+
+
+def adapted(config: Any, model: Any, params: Any, mesh: Any, *, root: str = "policy", kept: bool = True) -> Adapted:
+    """The parameters of `root` as config.lora says: adapters beside weights that stay, or, at rank 0, all weights.
+
+    kept: the start is read later on (a live reference), so that weights which are trained, and donated, must be copies. With
+    adapters nothing is ever copied. A scalar head is trained beside the adapters.
+    """
+    settings = config.lora.to_dict() if "lora" in config else {"rank": 0}
+    if not settings["rank"]:
+        own = jax.tree.map(jax.numpy.copy, params) if kept else params
+        return Adapted(model, own, f"^{root}/", params, lambda x: x)
+    settings = launch.lora_settings(settings)
+    model = lora.with_lora(model, **settings)
+    own = {**params, "lora": born_sharded(model.specs["lora"], config.seed, mesh)}
+    merge = partial(lora.merge, alpha=settings["alpha"], scaling=settings["scaling"])
+    return Adapted(model, own, f"^{root}/(lora|scalar)/", params, merge)
+
+
+def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *, temperature: float = 1.0, transform=None):
+    """The gate on a rollout's record: its log-probabilities are those of the loss, at its temperature and top-p (transform)."""
+    if not config.gates:
+        return
+    logps = jax.jit(lambda p, r: ops.model_logps(model, p, r, None, temperature, transform).logp)(params, record)
+    where = gates.TOLERANCE[model.config.dtype]
+    run.note(gates.sampler(*jax.device_get((record["logps"], logps, record["mask"])), where))
 
 
 def check_batch(config: Any, rows: int) -> None:
@@ -107,14 +146,15 @@ def new_state(params: Any, tx: Any, mesh: Any, trainable: str = ".*") -> tuple[A
 def fit(
     config: Any, run: Any, *, mesh: Any, columns: Any, tokenizer: Any, model: Any, state: Any, frozen: Any, step_fn: Any,
     schedule: Callable, evaluate: Callable | None = None, tokens_per_step: int = 0, last: dict | None = None, turns: int = 1,
-    meta: dict | None = None,
+    meta: dict | None = None, checks: Sequence[gates.Gate] | None = None,
 ) -> Any:  # fmt: skip
     """Restore or begin, then run the loop to config.steps with logs, checkpoints and a live line; the trained state.
 
     Checkpoints hold the frozen parameters of a root that is trained in part too, so that a run can be loaded without the one
-    that it started from; frozen roots (a reference, a judge) are left out. `last`, when given, receives the last logged
-    metrics; `turns` is how many user turns the longest conversation in training had, which chat keeps to; `meta` is added to
-    what checkpoints say of themselves.
+    that it started from, and `evaluate` gets such a root whole; frozen roots (a reference, a judge) are left out. `last`, when
+    given, receives the last logged metrics; `turns` is how many user turns the longest conversation in training had, which chat
+    keeps to; `meta` is added to what checkpoints say of themselves; `checks` are the gates of the first steps (default: what is
+    trained moves, the rest does not), unless config.gates is False.
     """
     check_columns(columns, model.config.vocab_size)
     loader = make_loader(
@@ -126,10 +166,14 @@ def fit(
         "experiment": run.experiment, "model": families.to_dict(model.config), "roots": sorted(state.params),
         "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,
         "turns": turns, "versions": {"jax": jax.__version__}, **(meta or {}),
+        "lora": {root: config.lora.to_dict() for root, leaves in state.params.items() if "lora" in leaves},
     }  # fmt: skip
+    if config.gates:
+        asked = (gates.moved(),) if checks is None else checks
+        step_fn = gates.guarded(step_fn, asked, lr=schedule, dtype=getattr(model.config, "dtype", "float32"), passed=run.note)
     store = checkpoint.open_checkpoints(run.workdir, keep=config.keep, warn=run.warn)
-    kept = {root: leaves for root, leaves in frozen.items() if root in state.params}
-    whole = lambda s: s.replace(params=tree.merge(s.params, kept))  # noqa: E731
+    whole = lambda s: s.replace(params=trained_roots(s.params, frozen))  # noqa: E731
+    judge = evaluate and (lambda step, params: evaluate(step, trained_roots(params, frozen)))
     if (found := store.restore(whole(state))) is not None:
         moving = tree.flatten(state.params).keys()
         state, data, _ = found
@@ -150,7 +194,7 @@ def fit(
     try:
         return loop.fit(
             step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
-            steps=config.steps, log=log, log_every=config.log_every, evaluate=evaluate,
+            steps=config.steps, log=log, log_every=config.log_every, evaluate=judge,
             eval_every=config.eval_every or config.steps, save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta),
             save_every=config.save_every, save_seconds=config.save_seconds,
         )  # fmt: skip
@@ -180,7 +224,7 @@ def fit_lm(
     final: dict[str, float] = {}
 
     def evaluate(step: int, params: Any) -> None:
-        values = loop.evaluate_means(evaluator, tree.merge(params, frozen), eval_batches(eval_rows, size, mesh))
+        values = loop.evaluate_means(evaluator, {**frozen, **params}, eval_batches(eval_rows, size, mesh))
         final.update({f"eval/{k}": v for k, v in values.items()})
         run.log(step, final)
 
@@ -215,7 +259,7 @@ def take(columns: Any, index: Any) -> Any:
 
 def trimmed(columns: Any, multiple: int = 8) -> Any:
     """Columns [n, l] without the padding at the end that no row uses: less to compute, and nothing else changes."""
-    used = max(int(side["segments"].any(axis=0).sum()) for side in (columns["chosen"], columns["rejected"]))
+    used = max(int(side["segments"].any(axis=0).sum()) for side in columns.values() if isinstance(side, dict))
     length = -(-used // multiple) * multiple
     return jax.tree.map(lambda x: x[:, :length] if x.ndim == 2 else x, columns)
 

@@ -3,6 +3,8 @@
 python -m experiments.convert --source=runs/sft --target=exported                # Orbax -> safetensors that transformers loads
 python -m experiments.convert --source=Llama-3.2-1B --target=runs/llama          # safetensors -> a run to start from
 python -m experiments.sft --config.init=runs/llama
+python -m experiments.convert --source=runs/sft --target=adapter --adapter=True     # the adapters of a run -> PEFT's format
+python -m experiments.convert --source=adapter --base=Llama-3.2-1B --target=runs/x  # merged into the weights they are for
 
 A run is a run directory (`<dir>[@step]`, and --stage); a published directory has config.json, safetensors and the tokenizer's
 files, or is a name on the hub (org/name).
@@ -18,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm import launch
-from jaxllm.convert import hf, hub, safetensors
+from jaxllm.adapt import lora
+from jaxllm.convert import hf, hub, peft, safetensors
 from jaxllm.core.types import TrainState, UserError
 from jaxllm.data import chat
 from jaxllm.data import tokenizer as tokenizers
@@ -37,8 +40,34 @@ def export(source, target, *, stage="", dtype="", architecture=""):
     return hf.save(target, loaded.model, params, loaded.tokenizer, **more)
 
 
-def take_in(source, target, *, kind="pretrain"):
-    """A published directory as a run at step 0: checkpoint, tokenizer and chat template, whole or not at all."""
+def export_adapter(source, target, *, stage="", architecture=""):
+    """The adapters of a run as a directory that PEFT loads onto the exported base; the architecture that they are for."""
+    loaded = launch.load(source, stage or None, merged=False)
+    given = loaded.meta.get("lora", {}).get("policy")
+    if given is None:
+        raise UserError(f"{loaded.workdir}: was trained without adapters of a policy: export its weights, without --adapter")
+    adapters, more = loaded.params["policy"]["lora"], {n: given[n] for n in ("alpha", "scaling")}
+    return peft.save(target, loaded.model, adapters, architecture=architecture or None, **more)
+
+
+def with_adapter(directory, base):
+    """(base directory, model, params) of an adapter in PEFT's format, merged into the weights that it is for."""
+    base = base or str(safetensors.read_json(directory, peft.CONFIG).get("base_model_name_or_path") or "")
+    if not base:
+        raise UserError(f"{directory / peft.CONFIG} names no base: give --base, the published directory that it was trained on")
+    where = Path(base) if Path(base).is_dir() else hub.fetch(base)
+    model, params = hf.load(where)
+    read = peft.load(directory, model)
+    given = launch.lora_settings(read.settings)
+    merged = lora.merge({**params, "lora": read.adapters}, alpha=given["alpha"], scaling=given["scaling"])
+    return where, model, merged
+
+
+def take_in(source, target, *, kind="pretrain", base=""):
+    """A published directory as a run at step 0: checkpoint, tokenizer and chat template, whole or not at all.
+
+    An adapter of PEFT is merged into `base`, the published directory that it is for (default: the one that it names).
+    """
     target = Path(target).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: is there and not empty: give a new run directory, or remove it first")
@@ -48,8 +77,12 @@ def take_in(source, target, *, kind="pretrain"):
     for file in directory.iterdir():
         safetensors.inside(directory, file.name)
     safetensors.scan(directory)  # weights that are not to be opened are named before anything else is missed
-    tokenizer = tokenizers.load(directory)
-    model, params = hf.load(directory)
+    if (directory / peft.CONFIG).exists():
+        directory, model, params = with_adapter(directory, base)
+        tokenizer = tokenizers.load(directory)
+    else:
+        tokenizer = tokenizers.load(directory)
+        model, params = hf.load(directory)
     if tokenizer.vocab_size > model.config.vocab_size:
         sizes = f"its tokenizer has {tokenizer.vocab_size} ids, its weights {model.config.vocab_size}"
         raise UserError(f"{source}: {sizes}: they do not belong together")
@@ -85,18 +118,32 @@ def is_run(source):
     return not hub.NAME.fullmatch(source)
 
 
-def main(source="", target="", stage="", dtype="", architecture="", kind="pretrain"):
+def main(source="", target="", stage="", dtype="", architecture="", kind="pretrain", adapter=False, base=""):
     if not source or not target:
         raise UserError("give --source and --target: a run and a new directory, or a published directory and a new run")
+    if is_run(source) and adapter:
+        if dtype or base:
+            raise UserError("--dtype is for whole weights, --base for adapters that are taken in: an adapter is float32")
+        architecture = export_adapter(source, target, stage=stage, architecture=architecture)
+        return print(f"{target}: an adapter for {architecture}, as PEFT loads it")
     if is_run(source):
         architecture = export(source, target, stage=stage, dtype=dtype, architecture=architecture)
         return print(f"{target}: {architecture}, as transformers loads it")
-    if stage or dtype or architecture:
-        raise UserError("--stage, --dtype and --architecture are for exports of a run; a run's parameters are float32")
-    take_in(source, target, kind=kind)
+    if stage or dtype or architecture or adapter:
+        raise UserError("--stage, --dtype, --architecture and --adapter are for exports of a run; a run's parameters are float32")
+    take_in(source, target, kind=kind, base=base)
     print(f"{target}: a run to start from: --config.init={target}")
 
 
 if __name__ == "__main__":
-    flags = {"source": "", "target": "", "stage": "", "dtype": "", "architecture": "", "kind": "pretrain"}
+    flags = {
+        "source": "",
+        "target": "",
+        "stage": "",
+        "dtype": "",
+        "architecture": "",
+        "kind": "pretrain",
+        "adapter": False,
+        "base": "",
+    }
     launch.tool(main, "convert", flags)

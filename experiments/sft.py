@@ -2,6 +2,7 @@
 
 python -m experiments.sft --config.init=runs/pretrain
 python -m experiments.sft --config.init=runs/pretrain --config.data.path=chats.jsonl
+python -m experiments.sft --config.init=runs/pretrain --config.lora.rank=8 --config.optim.lr=1e-2    # adapters only
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def main(config, run):
         base = launch.load(start, default="pretrain", mesh=mesh)
         columns, report = encode(config, run, base.tokenizer, train, where, "train")
         eval_columns, _ = encode(config, run, base.tokenizer, held_out, where, "held out")
+        own = common.adapted(config, base.model, base.params["policy"], mesh, kept=False)
         final = common.fit_lm(
-            config, run, mesh=mesh, model=base.model, params=base.params["policy"], tokenizer=base.tokenizer,
+            config, run, mesh=mesh, model=own.model, params=own.params, trainable=own.trainable, tokenizer=base.tokenizer,
             rows=columns, eval_rows=eval_columns, turns=turns,
         )  # fmt: skip
     run.finish({**final, "data/fill": report["fill"]}, [], then=f"chat --run={run.workdir}")

@@ -81,7 +81,7 @@ def start(
     A finished run directory gives its result without running; {} when main did not finish. Raises UserError.
     """
     try:
-        config = settings.load_config(settings.CONFIGS / f"{experiment}.py", variant)
+        config = settings.load_config(settings.config_path(experiment), variant)
         values, errors = settings.check_overrides(config, overrides or {})
         if errors:
             raise ValueError("\n".join(errors))
@@ -91,7 +91,7 @@ def start(
         config.update_from_flattened_dict(values)
     config.lock()
     workdir = Path(workdir or settings.default_workdir(experiment))
-    words = [f"--config={settings.CONFIGS / f'{experiment}.py'}:{variant}"] if variant else []
+    words = [f"--config={settings.config_path(experiment)}:{variant}"] if variant else []
     words += [f"--config.{key}={value}" for key, value in values.items() if value is not None]
     text = settings.command_text(experiment, [*words, f"--workdir={workdir}"])
     return execute(main, experiment, config, workdir, text, {}, stage_of=stage_of) or {}
@@ -248,7 +248,7 @@ def _exit(code: int) -> None:
 
 # ---- finished stages
 
-STAGES = ("pretrain", "sft", "reward", "dpo", "ppo")  # in life-cycle order
+STAGES = ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo")  # in life-cycle order
 
 
 class Loaded(NamedTuple):
@@ -297,14 +297,42 @@ def _experiment_of(workdir: Path) -> str | None:
     return json.loads(meta.read_text()).get("experiment") if meta.is_file() else None
 
 
+def lora_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `adapt.lora.with_lora` from the settings of a config or a checkpoint. UserError on an unknown scaling."""
+    from jaxllm.adapt import lora
+
+    if (name := settings["scaling"]) not in lora.SCALINGS:
+        raise UserError(f"config.lora.scaling={name!r}: choose one of {', '.join(lora.SCALINGS)}")
+    return {**settings, "scaling": lora.SCALINGS[name]}
+
+
+def _merged(params: Any, adapters: Mapping[str, Any]) -> Any:
+    """The params of a run with adapters as plain ones, each weight where it was."""
+    import jax
+
+    from jaxllm.adapt import lora
+
+    def plain(tree: Any, given: Mapping[str, Any]) -> Any:
+        base, low = lora.split(tree)
+        merge = lambda base, low: lora.merge({**base, "lora": low}, alpha=given["alpha"], scaling=given["scaling"])  # noqa: E731
+        where = jax.tree.map(lambda x: x.sharding, base)
+        return jax.jit(merge, donate_argnums=0, out_shardings=where)(base, low)
+
+    return {root: plain(x, adapters[root]) if root in adapters else x for root, x in params.items()}
+
+
 def load(
-    run: str | Path, stage: str | None = None, step: int | None = None, *, default: str | None = None, mesh: Any = None
-) -> Loaded:
+    run: str | Path, stage: str | None = None, step: int | None = None, *, default: str | None = None, mesh: Any = None,
+    merged: bool = True,
+) -> Loaded:  # fmt: skip
     """Model, params, tokenizer and config of a run's checkpoint (`<dir>[@step]`), the params on `mesh` when given.
 
+    Adapters are merged into the weights, so that every run is a plain model; with merged=False the model is the adapted one and
+    its params hold them under `lora`.
     UserError when there is no such checkpoint, it is damaged, or the tokenizer beside it is not the one it was trained with.
     """
 
+    from jaxllm.adapt import lora
     from jaxllm.core import sharding, spec
     from jaxllm.data import tokenizer as tokenizers
     from jaxllm.models import families, heads
@@ -315,10 +343,16 @@ def load(
     meta = newest_meta(where, at)
     plain = families.make(families.from_dict(meta["model"]))
     models = {root: plain if root in ("policy", "classifier") else heads.with_scalar_head(plain) for root in meta["roots"]}
+    adapters = {root: lora_settings(given) for root, given in meta.get("lora", {}).items()}
+    whole = {root: lora.with_lora(m, **adapters[root]) if root in adapters else m for root, m in models.items()}
     like = None
     if mesh is not None:
-        like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.RULES)) for r, m in models.items()}
+        like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.RULES)) for r, m in whole.items()}
     params, meta = restore_params(where, at, like)
+    if merged:
+        params = _merged(params, adapters)
+    else:
+        models = whole
     tokenizer = tokenizers.load(where / "tokenizer")
     if (found := tokenizers.fingerprint(tokenizer)) != meta["tokenizer"]:
         raise UserError(

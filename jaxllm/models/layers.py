@@ -66,8 +66,8 @@ def _row(v: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def dense(x: jax.Array, equation: str, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """einsum(equation, x, kernel) + bias in x's dtype."""
-    y = jnp.einsum(equation, x, kernel.astype(x.dtype))
+    """einsum(equation, x, kernel) + bias in x's dtype; a kernel may be a record that knows its product (an adapter's)."""
+    y = kernel.product(x, equation) if hasattr(kernel, "product") else jnp.einsum(equation, x, kernel.astype(x.dtype))
     return y if bias is None else y + bias.astype(x.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 

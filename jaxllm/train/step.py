@@ -23,6 +23,11 @@ def init_state(params: Params, tx: optax.GradientTransformation, trainable: str 
     return TrainState(jnp.int32(0), chosen, tx.init(chosen)), frozen
 
 
+def trained_roots(params: Params, frozen: Params) -> Params:
+    """The roots that are trained, whole: where one is trained in part, its other leaves are those of `frozen`, not copies."""
+    return merge(params, {root: frozen[root] for root in params if root in frozen})
+
+
 def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumulate: int = 1) -> Step:
     """step(state, frozen, batch, rng) -> (state, metrics); jit it with donation of `state` only.
 
