@@ -1,34 +1,54 @@
-"""Direct preference optimisation from a fine-tuned model; the reference's log-probabilities are columns of the data.
+"""Direct preference optimisation and its siblings from a fine-tuned model; the reference's log-probabilities are columns.
 
 python -m experiments.dpo --config.init=runs/sft --config.data.path=pairs.jsonl
+python -m experiments.dpo --config=configs/dpo.py:simpo --config.init=runs/sft
 """
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from experiments import common
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import pack, pairs
 from jaxllm.losses import preference
+from jaxllm.losses.preference import table
+from jaxllm.train import gates
 from jaxllm.train.annotate import with_reference_logps
 
-LOSSES = {"dpo": preference.dpo, "cdpo": preference.cdpo, "reference_free": preference.reference_free}
+LOSSES = {entry.name: entry.fn for entry in table.PAIRS + table.FREE}
+# losses on the log-probabilities of tokens: the builder, and what it needs of the reference
+BUILDERS = {
+    "ld_dpo": (preference.ld_dpo, preference.token_logps),
+    "wpo": (partial(preference.wpo, fn=preference.dpo), preference.sequence_logps),
+    "token_unlikelihood": (preference.token_unlikelihood, preference.sequence_logps),
+}
 
 
-def loss_of(config):
-    """The array-level loss of the config, with what it takes beyond beta."""
+def options(config, fn):
+    """Those settings of the config that a function takes."""
+    given = {"beta": config.beta, "nll_weight": config.nll_weight, **config.hyper.to_dict()}
+    return {name: given[name] for name in inspect.signature(fn).parameters if name in given}
+
+
+def objective(config):
+    """(model -> LossFn, (model, params, record) -> the reference's columns) of the config's loss."""
+    if config.loss in BUILDERS:
+        build, score = BUILDERS[config.loss]
+        return partial(build, **options(config, build)), score
     if config.loss not in LOSSES:
-        raise UserError(f"config.loss={config.loss!r}: choose one of {', '.join(LOSSES)}")
-    return partial(preference.cdpo, label_smoothing=config.label_smoothing) if config.loss == "cdpo" else LOSSES[config.loss]
+        raise UserError(f"config.loss={config.loss!r}: choose one of {', '.join([*LOSSES, *BUILDERS])}")
+    fn = LOSSES[config.loss]
+    hyper = {"beta": config.beta, "nll_weight": config.nll_weight} | options(config, fn)
+    return partial(preference.loss, fn=fn, **hyper), preference.sequence_logps
 
 
 def main(config, run):
-    loss_of(config)
+    build, score = objective(config)
     train, _, where, start = common.preference_rows(config, run)
     with common.open_mesh(config) as mesh:
         base = launch.load(start, default="sft", mesh=mesh)
@@ -38,18 +58,17 @@ def main(config, run):
         common.print_report(run, where, report)
         common.check_length(base.model, config.data.length, "config.data.length")
         common.check_batch(config, report["rows"])
-        score = jax.jit(partial(preference.sequence_logps, base.model))
-        columns = with_reference_logps(score, base.params["policy"], columns, config.batch_size)
+        reference = jax.jit(partial(score, base.model))
+        columns = with_reference_logps(reference, base.params["policy"], columns, config.batch_size)
         tx, schedule = common.optimizer(config)
-        # a copy: the step donates its parameters, and the reference's belong to `base`
-        state, frozen = common.new_state({"policy": jax.tree.map(jnp.copy, base.params["policy"])}, tx, mesh)
-        loss_fn = preference.loss(base.model, loss_of(config), beta=config.beta, nll_weight=config.nll_weight)
+        own = common.adapted(config, base.model, base.params["policy"], mesh)
+        state, frozen = common.new_state({"policy": own.params}, tx, mesh, own.trainable)
         final: dict[str, float] = {}
         common.fit(
             config, run, mesh=mesh, columns=columns, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
-            step_fn=common.jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule,
+            step_fn=common.jit_step(build(own.model), tx, state, config.accumulate), schedule=schedule,
             tokens_per_step=2 * config.batch_size * config.data.length, last=final,
-            turns=base.meta.get("turns", 1),
+            turns=base.meta.get("turns", 1), checks=(gates.start(gates.PAIRS), gates.moved()),
         )  # fmt: skip
     run.finish(final, [], then=f"chat --run={run.workdir}")
 

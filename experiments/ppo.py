@@ -1,6 +1,9 @@
 """PPO from a fine-tuned model against a reward model, with a per-token KL penalty to where it started.
 
     python -m experiments.ppo --config.init=runs/sft --config.reward_model=runs/reward
+    python -m experiments.ppo --config.kl_target=6                # the KL's coefficient follows a KL of 6 nats an answer
+    python -m experiments.ppo --config.ptx_coef=1                 # PPO-ptx: pretraining text beside the rollouts
+    python -m experiments.ppo --config.loss=dual_clip
 
 policy and value are trained; reference and reward are frozen. The value starts from the reward model (arXiv 2203.02155).
 Rewards are standardised on the starting policy's own samples, so that kl_coef means the same for every reward model.
@@ -12,16 +15,40 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from experiments import common, completions
+from experiments import common, completions, pretrain
 from jaxllm import launch
+from jaxllm.core import tree
 from jaxllm.core.ops import model_logps
-from jaxllm.core.types import UserError, mean_of
+from jaxllm.core.types import Mean, UserError, mean_of
+from jaxllm.data import chat, pack, text
 from jaxllm.losses import policy, reward
 from jaxllm.models import heads
+from jaxllm.train import gates
 from jaxllm.train.annotate import map_batches
-from jaxllm.train.online import make_online_step, masked_sum
+from jaxllm.train.online import make_online_step, masked_sum, remembering
 from jaxllm.worlds import instr
+
+LOSSES = {
+    "ppo": lambda c: partial(policy.ppo_policy, clip=c.clip),
+    "dual_clip": lambda c: partial(policy.dual_clip, clip=c.clip, dual=c.dual),
+}
+
+
+def check(config):
+    """UserErrors about the settings, before anything is trained."""
+    if config.loss not in LOSSES:
+        raise UserError(f"config.loss={config.loss!r}: choose one of {', '.join(LOSSES)}")
+    if config.loss == "dual_clip" and config.dual <= 1 + config.clip:
+        raise UserError(f"config.dual={config.dual} must be above 1 + config.clip = {1 + config.clip:g}: 3 is usual")
+    if config.kl_target < 0 or (config.kl_target and config.kl_coef <= 0):
+        raise UserError(
+            f"config.kl_target={config.kl_target} with kl_coef={config.kl_coef}: give a number of nats, 0 or more, and a "
+            "coefficient above 0 to start from"
+        )
+    if config.batch_size % config.minibatches:
+        raise UserError(f"config.minibatches={config.minibatches} does not divide config.batch_size={config.batch_size}")
 
 
 def prompts_of(config):
@@ -33,31 +60,48 @@ def prompts_of(config):
     return [r["prompt"] for r in rows], where
 
 
-def make_prepare(config, model, scalars):
+def pretraining_text(config, run, tokenizer, rows):
+    """Packed pretraining text as `rows` rows, drawn again where there is less: columns that travel beside the prompts."""
+    where = config.data.ptx
+    documents = text.read_text(where) if where else pretrain.embedded(400_000, 0.65, config.seed)
+    length = config.max_prompt + config.max_new_tokens
+    examples = [e for d in documents for e in pack.split_long(chat.encode_document(tokenizer, d), length)]
+    columns, report = pack.pack(examples, length)
+    pack.check_report(report, where or "pretraining text")
+    common.print_report(run, "pretraining text", report)
+    return common.take(columns, np.random.default_rng(config.seed).integers(0, report["rows"], rows))
+
+
+def make_prepare(config, model, scalars, whole):
     """prepare(params, frozen, samples, scores): the update's batch, and TRL's metrics of the rollout."""
 
+    @jax.jit
     def prepare(params, frozen, samples, scores):
-        _, record = samples
+        coef = frozen["memory"].coef
+        _, record, ptx = samples
         mask, logps = record["mask"], record["logps"]
         reference = model_logps(model, frozen["reference"], record, temperature=config.temperature)
         kl = jnp.where(mask, logps - reference.logp, 0.0)
         values = scalars(params["value"], record)
-        rewards = policy.kl_penalised_rewards(scores, logps, reference.logp, mask, kl_coef=config.kl_coef)
+        rewards = policy.kl_penalised_rewards(scores, logps, reference.logp, mask, kl_coef=coef)
         advantages, returns = policy.gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
         batch = {k: record[k] for k in ("tokens", "targets", "segments", "mask")}
         batch |= {"logps_old": logps, "values_old": values, "returns": returns, "advantages": policy.whiten(advantages, mask)}
+        if ptx:
+            batch["ptx"] = {**ptx, "weights": policy.spread(ptx["mask"], mask.sum())}
         stopped = samples[0].stopped
         return batch, {
             "objective/kl": mean_of(kl.sum(axis=1)),
             "objective/entropy": mean_of(masked_sum(-logps, mask)),
-            "objective/non_score_reward": mean_of(-config.kl_coef * kl.sum(axis=1)),
+            "objective/non_score_reward": mean_of(-coef * kl.sum(axis=1)),
+            "objective/kl_coef": Mean(coef, jnp.float32(1)),
             "objective/scores": mean_of(scores),
             "objective/rlhf_reward": mean_of(rewards.sum(axis=1)),
             "val/num_eos_tokens": mean_of(stopped),
             "completions/mean_length": mean_of(mask.sum(axis=1)),
         }
 
-    return jax.jit(prepare)
+    return lambda params, *rest: prepare(whole(params), *rest)
 
 
 def make_reward(config, scalars):
@@ -65,7 +109,7 @@ def make_reward(config, scalars):
 
     @jax.jit
     def score(frozen, samples):
-        s, record = samples
+        s, record, _ = samples
         raw = reward.score(scalars, frozen["reward"], record)
         scaled = (raw - frozen["scale"]["mean"]) / frozen["scale"]["std"]
         return scaled - config.missing_eos_penalty * (1.0 - s.stopped)
@@ -82,11 +126,33 @@ def reward_scale(config, sample, params, scalars, reward_params, prompts):
     return {"mean": jnp.float32(raw.mean()), "std": jnp.float32(max(raw.std(), 1e-6))}
 
 
+def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
+    """The online step: rollouts with the policy's merged weights, updates of `model`."""
+    loss_fn = policy.loss(
+        model, scalars, clip=config.clip, value_clip=config.value_clip, value_coef=config.value_coef,
+        token_loss=LOSSES[config.loss](config), temperature=config.temperature,
+    )  # fmt: skip
+    if config.ptx_coef:
+        loss_fn = policy.with_ptx(loss_fn, model, ptx_coef=config.ptx_coef)
+
+    def rollout(params, prompts, key):
+        given = {k: prompts[k] for k in ("tokens", "lengths")}
+        return *sample(policy_of(params), given, key, 0), prompts.get("ptx", {})
+
+    def follow(controller, metrics):
+        return policy.adapt(controller, metrics["objective/kl"].value(), target=config.kl_target)
+
+    return make_online_step(
+        rollout, make_reward(config, scalars), make_prepare(config, model, scalars, whole),
+        common.jit_step(loss_fn, tx, state, config.accumulate), epochs=config.epochs, minibatches=config.minibatches,
+        observe=follow if config.kl_target else lambda controller, metrics: controller,
+    )  # fmt: skip
+
+
 def main(config, run):
+    check(config)
     texts, where = prompts_of(config)
     common.check_batch(config, len(texts))
-    if config.batch_size % config.minibatches:
-        raise UserError(f"config.minibatches={config.minibatches} does not divide config.batch_size={config.batch_size}")
     start = common.need("sft", config.init, config, run)
     reward_run = common.need("reward", config.reward_model, config, run, init=start)
     with common.open_mesh(config) as mesh:
@@ -101,27 +167,24 @@ def main(config, run):
         )
         start_policy, judge_params = base.params["policy"], judge.params["reward"]
         scale = reward_scale(config, sample, start_policy, scalars, judge_params, prompts)
-        frozen = {"reference": start_policy, "reward": judge_params, "scale": scale}
-        updates = config.steps * config.epochs * config.minibatches
-        tx, _ = common.optimizer(config, updates)
-        # copies: the update donates its parameters, and these buffers are also the frozen ones
-        own = jax.tree.map(jnp.copy, {"policy": start_policy, "value": judge_params})
-        state, _ = common.new_state(own, tx, mesh)
-        loss_fn = policy.loss(
-            base.model, scalars, clip=config.clip, value_clip=config.value_clip, value_coef=config.value_coef,
-            temperature=config.temperature,
-        )  # fmt: skip
-        step_fn = make_online_step(
-            lambda params, batch, key: sample(params["policy"], batch, key, 0), make_reward(config, scalars),
-            make_prepare(config, base.model, scalars), common.jit_step(loss_fn, tx, state, config.accumulate),
-            epochs=config.epochs, minibatches=config.minibatches,
-        )  # fmt: skip
+        if config.ptx_coef:
+            prompts["ptx"] = pretraining_text(config, run, base.tokenizer, len(texts))
+        own = common.adapted(config, base.model, start_policy, mesh)
+        tx, _ = common.optimizer(config, config.steps * config.epochs * config.minibatches)
+        tx = remembering(tx, policy.AdaptiveKL(jnp.float32(config.kl_coef)))
+        # a copy: the update donates its parameters, and the judge's are also frozen
+        value = jax.tree.map(jnp.copy, judge_params)
+        state, kept = common.new_state({"policy": own.params, "value": value}, tx, mesh, f"{own.trainable}|^value/")
+        whole = lambda params: tree.merge(params, kept)  # noqa: E731
+        policy_of = lambda params: own.merge(whole(params)["policy"])  # noqa: E731
         final: dict[str, float] = {}
         _, schedule = common.optimizer(config)
         common.fit(
-            config, run, mesh=mesh, columns=prompts, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
-            step_fn=step_fn, schedule=schedule, tokens_per_step=config.batch_size * config.max_new_tokens, last=final,
-            turns=base.meta.get("turns", 1),
+            config, run, mesh=mesh, columns=prompts, tokenizer=base.tokenizer, model=base.model, state=state,
+            frozen=kept | {"reference": own.reference, "reward": judge_params, "scale": scale},
+            step_fn=make_step(config, own.model, scalars, sample, policy_of, tx, state, whole), schedule=schedule,
+            tokens_per_step=config.batch_size * config.max_new_tokens, last=final, turns=base.meta.get("turns", 1),
+            checks=(gates.start(), gates.moved()),
         )  # fmt: skip
     run.finish(final, [], then=f"chat --run={run.workdir}")
 
