@@ -13,6 +13,10 @@ most; `taskset -c 0` gives every contender one thread.
 moe_step/dense is the one row where less is better: the seconds of a step with experts over those of the dense model
 of equal active FLOPs.
 
+dpo_step/... and grpo_iteration/... are TRL's trainers; grpo_iteration/outside is the share of our own iteration that is neither
+rollout nor update. Ours has the reference's log-probabilities of DPO as columns made beforehand: dpo_step/trl is TRL as it comes,
+with the reference's forward pass in every step, dpo_step/trl_precomputed has them made beforehand too.
+
 generate/... has our rows over one simulated device a core (`decode.over_data`), as the other side uses every core;
 generate_one_device/... has them on one.
 """
@@ -43,14 +47,21 @@ class Rival(NamedTuple):
 
 OURS = {name: f"benchmarks.ours:{name}" for name in ("train_step", "generate", "generate_one_device")}
 OURS["moe_step"] = "benchmarks.moe:sparse"
+OURS |= {name: f"benchmarks.alignment:{name}" for name in ("dpo_step", "grpo_iteration")}
+TRL = ("torch", "transformers", "trl")
 RIVALS = {
     "train_step/hand_written_jax": Rival("benchmarks.hand_written:train_step", 0.97),
     "train_step/hand_written_jax_logsumexp": Rival("benchmarks.hand_written:train_step_logsumexp", None),
     "train_step/torch_eager": Rival("benchmarks.torch_eager:train_step", None, ("torch",)),
     "generate/transformers": Rival("benchmarks.hugging_face:generate", 2.0, ("torch", "transformers")),
     "generate_one_device/transformers": Rival("benchmarks.hugging_face:generate", None, ("torch", "transformers")),
+    "dpo_step/trl": Rival("benchmarks.trl_trainers:dpo_step", 1.1, TRL),
+    "dpo_step/trl_precomputed": Rival("benchmarks.trl_trainers:dpo_step_precomputed", None, TRL),
+    "grpo_iteration/trl": Rival("benchmarks.trl_trainers:grpo_iteration", 1.7, TRL),
     "moe_step/dense": Rival("benchmarks.moe:dense", 1.25, better="less"),
 }
+
+OUTSIDE = 0.05  # of a GRPO iteration: the most that may go by between generation and training
 
 
 def check(name: str, ours: dict, theirs: dict) -> None:
@@ -67,6 +78,10 @@ def check(name: str, ours: dict, theirs: dict) -> None:
         gap = max(abs(a - b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
         assert gap < 1e-3, f"{name}: losses {ours['losses']} and {theirs['losses']}"
         print(f"{name}: {ours['parameters']:,} parameters, losses equal within {gap:.1e}")
+    elif "completions" in ours:
+        work = [(facts["completions"], facts["trained"]) for facts in (ours, theirs)]
+        assert work[0] == work[1], f"{name}: (completions, sampled tokens) {work[0]} and {work[1]}"
+        print(f"{name}: {counts[0]:,} parameters, {work[0][0]} completions, {work[0][1]} sampled tokens an iteration")
     else:
         ours_flat, theirs_flat = (sum(facts["tokens"], []) for facts in (ours, theirs))
         equal = sum(a == b for a, b in zip(ours_flat, theirs_flat, strict=True)) / len(ours_flat)
@@ -97,14 +112,21 @@ def measure(kind: str, names: list[str], shape: Shape, rounds: int) -> list[dict
         columns = zip(*interleave(connections, times, rounds), strict=True)
     seconds = {}
     trained = facts[0].get("trained", shape.batch * shape.length)
-    tokens = times * (trained if kind.endswith("step") else shape.rows * shape.new_tokens)
+    tokens = times * (shape.rows * shape.new_tokens if kind.startswith("generate") else trained)
     for name, column in zip([f"{kind}/ours", *installed], columns, strict=True):
         wall, cpu = zip(*column, strict=True)
         seconds[name] = list(wall)
         median, rate = statistics.median(wall), tokens / statistics.median(wall)
         spent = f"{median:7.3f} s, best {min(wall):6.3f}, CPU {statistics.median(cpu):6.3f}"
         print(f"  {name:38} {spent}; {rate:6.0f} tokens/s", flush=True)
-    return [row(n, seconds[f"{kind}/ours"], seconds.get(n, [])) for n in names]
+    rows = [row(n, seconds[f"{kind}/ours"], seconds.get(n, [])) for n in names]
+    return rows + ([share(f"{kind}/outside", facts[0]["outside"])] if "outside" in facts[0] else [])
+
+
+def share(name: str, values: list[float]) -> dict[str, Any]:
+    """The JSON row of what part of our own iteration is neither generation nor training."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"name": name, "ratio": middle, "low": low, "high": high, "must": OUTSIDE, "better": "less"}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -21,7 +21,8 @@ from jaxllm.train.optim import adamw
 from jaxllm.train.step import init_state, make_train_step
 
 
-def _model(shape: Shape) -> Model:
+def make_model(shape: Shape) -> Model:
+    """The GPT-2 of the shape."""
     return decoder.make(
         preset(
             "gpt2", vocab_size=shape.vocab, max_length=shape.length, n_layers=shape.layers,
@@ -30,7 +31,7 @@ def _model(shape: Shape) -> Model:
     )  # fmt: skip
 
 
-def _params(shape: Shape) -> dict:
+def make_params(shape: Shape) -> dict:
     """The given weights as this library's tree."""
     w = given.weights(shape)
     n, d, h = shape.layers, shape.width, shape.heads
@@ -56,13 +57,13 @@ def _params(shape: Shape) -> dict:
 
 def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
     """The train step of `experiments.pretrain`."""
-    model = _model(shape)
+    model = make_model(shape)
     tx = adamw(
         given.LEARNING_RATE, b1=given.B1, b2=given.B2, eps=given.EPS,
         weight_decay=given.WEIGHT_DECAY, clip_norm=given.CLIP_NORM,
     )  # fmt: skip
     step = jax.jit(make_train_step(lm.loss(model), tx), donate_argnums=0)
-    state, frozen = init_state({"policy": _params(shape)}, tx)
+    state, frozen = init_state({"policy": make_params(shape)}, tx)
     whole = (shape.batch, shape.length)
     segments, mask = np.ones(whole, np.int32), np.ones(whole, bool)
     rng = jax.random.key(0)
@@ -98,9 +99,9 @@ def generate(shape: Shape) -> tuple[dict, Callable[[int], None]]:
 
 
 def _generate(shape: Shape, devices: int) -> tuple[dict, Callable[[int], None]]:
-    model = _model(shape)
+    model = make_model(shape)
     mesh = sharding.make_mesh({"data": devices})
-    params, key = sharding.replicate((_params(shape), jax.random.key(0)), mesh)
+    params, key = sharding.replicate((make_params(shape), jax.random.key(0)), mesh)
 
     def greedy(params, prompts, lengths, key, row_offset):
         return decode.generate(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEARNING_RATE, B1, B2, EPS, WEIGHT_DECAY, CLIP_NORM = 1e-3, 0.9, 0.95, 1e-8, 0.1, 1.0
+BETA = 0.1  # of DPO
 CHECKED_STEPS = 6  # the loss of the sixth is the loss after five updates
 
 
@@ -24,6 +25,10 @@ class Shape:
     rows: int = 8  # decoding: prompts at once
     prompt: int = 64
     new_tokens: int = 128
+    pairs: int = 8  # DPO: pairs of a step
+    prompts: int = 2  # GRPO: prompts of an iteration,
+    group: int = 8  # completions of each
+    completion: int = 64  # alignment: tokens of a completion, after a prompt of `prompt` tokens
 
 
 def weights(shape: Shape, seed: int = 0) -> dict[str, np.ndarray]:
@@ -60,3 +65,15 @@ def batch(shape: Shape, step: int) -> tuple[np.ndarray, np.ndarray]:
 def prompts(shape: Shape) -> np.ndarray:
     """Random prompts [rows, prompt]."""
     return np.random.default_rng(2).integers(0, shape.vocab, (shape.rows, shape.prompt), dtype=np.int32)
+
+
+def pairs(shape: Shape, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prompts, chosen and rejected completions of a DPO step, int [pairs, ...]; chosen tokens are smaller ids."""
+    rng = np.random.default_rng([3, step])
+    draw = lambda length, power: (shape.vocab * rng.random((shape.pairs, length)) ** power).astype(np.int32)  # noqa: E731
+    return draw(shape.prompt, 2), draw(shape.completion, 3), draw(shape.completion, 1.5)
+
+
+def reward(completion: list[int]) -> float:
+    """The share of even ids: a verifier in plain Python."""
+    return sum(i % 2 == 0 for i in completion) / len(completion)

@@ -1,0 +1,136 @@
+"""The contender: DPO steps and GRPO iterations of this library, as its experiments run them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import shape as given
+from benchmarks.ours import make_model, make_params
+from benchmarks.shape import Shape
+from jaxllm.core import spec
+from jaxllm.core.types import Model
+from jaxllm.generate import decode
+from jaxllm.losses import policy, preference
+from jaxllm.train.annotate import with_reference_logps
+from jaxllm.train.online import make_online_step, repeated
+from jaxllm.train.optim import adamw
+from jaxllm.train.step import init_state, make_train_step
+
+
+def optimizer():
+    return adamw(
+        given.LEARNING_RATE, b1=given.B1, b2=given.B2, eps=given.EPS, weight_decay=given.WEIGHT_DECAY, clip_norm=given.CLIP_NORM
+    )
+
+
+def record(shape: Shape, completions: np.ndarray, prompts: np.ndarray) -> dict:
+    """A sequence record whose loss is on the completions."""
+    whole = np.concatenate([prompts, completions], axis=1)
+    mask = np.broadcast_to(np.arange(whole.shape[1] - 1) >= shape.prompt - 1, (len(whole), whole.shape[1] - 1))
+    return {"tokens": whole[:, :-1], "targets": whole[:, 1:], "segments": np.ones(mask.shape, np.int32), "mask": mask}
+
+
+def dpo_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
+    """The train step of `experiments.dpo`; the reference's log-probabilities are columns that were made beforehand."""
+    model, params, tx = make_model(shape), make_params(shape), optimizer()
+    score = jax.jit(partial(preference.sequence_logps, model))
+    batches = []
+    for step in range(given.CHECKED_STEPS):
+        prompts, chosen, rejected = given.pairs(shape, step)
+        columns = {"chosen": record(shape, chosen, prompts), "rejected": record(shape, rejected, prompts)}
+        batches.append(with_reference_logps(score, params, columns, shape.pairs))
+    step_fn = jax.jit(make_train_step(preference.loss(model, preference.dpo, beta=given.BETA), tx), donate_argnums=0)
+    state, frozen = init_state({"policy": jax.tree.map(jnp.copy, params)}, tx)
+    rng, done = jax.random.key(0), 0
+
+    def advance() -> dict:
+        nonlocal state, done
+        state, metrics = step_fn(state, frozen, batches[done % len(batches)], rng)
+        done += 1
+        return metrics
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            advance()
+        jax.block_until_ready(state)
+
+    losses = [float(advance()["loss"].value()) for _ in range(given.CHECKED_STEPS)]
+    trained = 2 * shape.pairs * shape.completion
+    return {"parameters": spec.count(model.specs), "losses": losses, "trained": trained}, run
+
+
+def grpo_parts(shape: Shape, model: Model, spent: dict[str, float]) -> tuple[Callable, Callable, Callable, Callable]:
+    """(rollout, reward, prepare, update) of a GRPO iteration; the seconds of rollouts and updates are added to `spent`."""
+
+    @jax.jit
+    def sample(params, prompts, lengths, key):
+        # without a stop token every completion has its full length, on both sides
+        s = decode.generate(model, params, prompts, lengths, key, max_new_tokens=shape.completion)
+        return s.tokens, decode.to_record(s)
+
+    def rollout(params, prompts, key):
+        return sample(params["policy"], prompts["tokens"], prompts["lengths"], key)
+
+    def reward(frozen, samples):  # on the host, as a verifier is
+        completions = np.asarray(samples[0])[:, shape.prompt :].tolist()
+        return jnp.asarray([given.reward(row) for row in completions], jnp.float32)
+
+    @jax.jit
+    def prepare(params, frozen, samples, scores):
+        batch = samples[1]
+        weights = policy.sequence_mean(batch["mask"])
+        columns = {"logps_old": batch["logps"], "advantages": policy.grpo(scores, shape.group), "weights": weights}
+        return {k: batch[k] for k in ("tokens", "targets", "segments", "mask")} | columns, {}
+
+    step = jax.jit(
+        make_train_step(policy.group_loss(model, partial(policy.clipped, low=0.2, high=0.2)), optimizer()), donate_argnums=0
+    )
+    return timed(repeated(rollout, shape.group), "rollout", spent), reward, prepare, timed(step, "update", spent)
+
+
+def timed(fn: Callable, name: str, spent: dict[str, float]) -> Callable:
+    """fn, its results waited for and its seconds added up."""
+
+    def call(*args):
+        began = time.perf_counter()
+        out = jax.block_until_ready(fn(*args))
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+        return out
+
+    return call
+
+
+def grpo_iteration(shape: Shape) -> tuple[dict, Callable[[int], None]]:
+    """An iteration of `experiments.grpo`: rollout, a reward on the host, group advantages, one update."""
+    model, params = make_model(shape), make_params(shape)
+    spent: dict[str, float] = {}
+    step = make_online_step(*grpo_parts(shape, model, spent), epochs=1, minibatches=1)
+    state, frozen = init_state({"policy": params}, optimizer())
+    lengths = np.full(shape.prompts, shape.prompt, np.int32)
+    prompts = {"tokens": given.prompts(shape)[: shape.prompts], "lengths": lengths}
+    rng = jax.random.key(0)
+
+    def run(times: int) -> None:
+        nonlocal state
+        for _ in range(times):
+            state, metrics = step(state, frozen, prompts, rng)
+            jax.block_until_ready((state, metrics))
+
+    run(2)  # compiles
+    outside = []
+    for _ in range(7):
+        spent.clear()
+        began = time.perf_counter()
+        run(1)
+        outside.append(1 - sum(spent.values()) / (time.perf_counter() - began))
+    completions = shape.prompts * shape.group
+    return {
+        "parameters": spec.count(model.specs), "completions": completions, "trained": completions * shape.completion,
+        "outside": outside,
+    }, run  # fmt: skip
