@@ -12,6 +12,7 @@ import numpy as np
 from experiments import completions
 from jaxllm import launch
 from jaxllm.data import pairs, text
+from jaxllm.evals.reward_checks import calibration as calibration
 from jaxllm.losses import preference, reward
 from jaxllm.models import heads
 from jaxllm.train.annotate import map_batches
@@ -122,16 +123,6 @@ def judge_reward(judge: Any, sft: Any, held_out: Path) -> tuple[dict[str, float]
 
 def _accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
     return float((chosen > rejected).mean() + 0.5 * (chosen == rejected).mean())
-
-
-def calibration(margin: np.ndarray, bins: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(predicted, observed, counts): sigmoid(|margin|) in bins against how often the annotator agreed."""
-    predicted = 1 / (1 + np.exp(-np.abs(margin)))
-    edges = np.linspace(0.5, 1.0, bins + 1)
-    index = np.clip(np.digitize(predicted, edges) - 1, 0, bins - 1)
-    used = [i for i in range(bins) if (index == i).any()]
-    pick = lambda x: np.array([x[index == i].mean() for i in used])  # noqa: E731
-    return pick(predicted), pick((margin > 0).astype(float)), np.array([(index == i).sum() for i in used])
 
 
 def load_all(workdir: Path) -> dict[str, Any]:
