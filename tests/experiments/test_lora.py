@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import chat, common, convert, sft
+from experiments import chat, common, convert, reward, sft
 from jaxllm import launch
 from jaxllm.core.tree import flatten
 from jaxllm.core.types import UserError
@@ -131,3 +131,13 @@ def test_gates_stop_a_run_and_can_be_turned_off(settings, tmp_path, monkeypatch)
         launch.start(sft.main, "sft", settings, tmp_path / "a")
     result = launch.start(sft.main, "sft", {**settings, "gates": False}, tmp_path / "b")
     assert np.isfinite(result["metrics"]["eval/loss"])
+
+
+def test_a_reward_model_learns_by_adapters_and_its_head(base, files, tmp_path):
+    given = {**LORA, "steps": 2, "batch_size": 8, "data.path": files["pairs"], "data.length": 32, "init": str(base)}
+    result = launch.start(reward.main, "reward", {**given, "optim.warmup": 0}, tmp_path / "reward")
+    assert np.isfinite(result["metrics"]["eval/loss"]) and "eval/length_only_accuracy" in result["metrics"]
+    start = flatten(launch.load(base, "sft").params["policy"])
+    have = flatten(launch.load(tmp_path / "reward", merged=False).params["reward"])
+    assert all(np.array_equal(x, have[p]) for p, x in start.items())
+    assert have["scalar/kernel"].any() and have["lora/layers/attention/q/kernel/b"].any()
