@@ -126,6 +126,13 @@ def reward_scale(config, sample, params, scalars, reward_params, prompts):
     return {"mean": jnp.float32(raw.mean()), "std": jnp.float32(max(raw.std(), 1e-6))}
 
 
+def check_first(config, run, model, sample, params, prompts):
+    """The gate on the sampler, on the first rollout's prompts."""
+    first = common.take({k: prompts[k] for k in ("tokens", "lengths")}, slice(0, config.batch_size))
+    record = sample(params, first, jax.random.key(config.seed), 0)[1]
+    common.check_sampler(config, run, model, params, record, temperature=config.temperature)
+
+
 def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
     """The online step: rollouts with the policy's merged weights, updates of `model`."""
     loss_fn = policy.loss(
@@ -166,6 +173,7 @@ def main(config, run):
             base.model, base.tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature, mesh=mesh
         )
         start_policy, judge_params = base.params["policy"], judge.params["reward"]
+        check_first(config, run, base.model, sample, start_policy, prompts)
         scale = reward_scale(config, sample, start_policy, scalars, judge_params, prompts)
         if config.ptx_coef:
             prompts["ptx"] = pretraining_text(config, run, base.tokenizer, len(texts))

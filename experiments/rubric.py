@@ -90,9 +90,10 @@ def train_judge(config, run, start, *, demonstrations=False):
     """The run <workdir>/judge, fine-tuned from `start` on ratings."""
     if config.data.path and not demonstrations:
         run.note("no judge given: training one on the instr world's ratings, which know nothing of your prompts")
+    at = launch.load(start, default="sft")  # of a directory with stages, `sft` by itself would start from the pretrained one
     path = verifiable.write_rows(run.path("data", "ratings.jsonl"), rating_rows(config, demonstrations))
     settings = {
-        "init": start,
+        "init": f"{at.workdir}@{at.step}",
         "steps": config.judge_steps,
         "seed": config.seed,
         "data.path": path,
