@@ -21,7 +21,8 @@ FREE_SLIPS = 3  # ungrammatical pairs of neighbours, before each more costs
 @struct.dataclass
 class World:
     """One world. transition [v, v]: the source's next-word probabilities; likely bool [v, v]: the grammatical pairs;
-    good bool [v]: the words that are good when no prompt names others; stop: the source's chance to end after a word.
+    good bool [v]: the words that are good when no prompt names others; stop: the source's chance to end after a word, from
+    the word with number `shortest` on.
     """
 
     transition: jax.Array
@@ -30,6 +31,7 @@ class World:
     length: int = struct.field(pytree_node=False)  # words of a string at most
     prompt: int = struct.field(pytree_node=False)  # words that a prompt names
     stop: float = struct.field(pytree_node=False)  # 0: every string has `length` words and no end token
+    shortest: int = struct.field(pytree_node=False, default=1)  # words of the source's shortest strings
 
     @property
     def vocab(self) -> int:
@@ -47,7 +49,7 @@ class World:
 
 def make(
     key: Key, *, vocab: int = 24, length: int = 12, successors: int = 4, good: int = 8, slip: float = 0.08, prompt: int = 0,
-    stop: float = 0.0,
+    stop: float = 0.0, shortest: int = 1,
 ) -> World:  # fmt: skip
     """A random world: each word has `successors` likely followers, which share 1 - slip; any word follows with the rest."""
     keys = jax.random.split(key, 3)
@@ -55,7 +57,7 @@ def make(
     likely = order < successors
     weight = jnp.where(likely, jax.random.uniform(keys[1], (vocab, vocab), minval=0.5, maxval=1.5), 0.0)
     transition = (1 - slip) * weight / weight.sum(axis=1, keepdims=True) + slip / vocab
-    return World(transition, likely, jax.random.permutation(keys[2], vocab) < good, length, prompt, stop)
+    return World(transition, likely, jax.random.permutation(keys[2], vocab) < good, length, prompt, stop, shortest)
 
 
 def prompts(world: World, key: Key, n: int) -> jax.Array:
@@ -78,7 +80,7 @@ def strings(world: World, key: Key, n: int) -> tuple[jax.Array, jax.Array]:
     _, words = jax.lax.scan(draw, start, jax.random.split(rest, world.length))
     if not world.stop:
         return words.T, jnp.full((n,), world.length)
-    over = jax.random.bernoulli(ends, world.stop, (n, world.length))
+    over = jax.random.bernoulli(ends, world.stop, (n, world.length)) & (jnp.arange(world.length)[None, :] >= world.shortest - 1)
     return words.T, jnp.where(over.any(axis=1), over.argmax(axis=1) + 1, world.length)
 
 
@@ -102,7 +104,9 @@ def to_record(world: World, begun: jax.Array, words: jax.Array, lengths: jax.Arr
 def content(world: World, record: Batch) -> tuple[jax.Array, jax.Array]:
     """(words int [n, l], which of them are a string's words bool [n, l]) of records with prompts of the world's length."""
     words = record["targets"][:, world.prompt :]
-    return words, record["mask"][:, world.prompt :] & (words < world.vocab)
+    # a policy that does not end its string has one token more than words count
+    inside = jnp.arange(words.shape[1])[None, :] < world.length
+    return words, record["mask"][:, world.prompt :] & (words < world.vocab) & inside
 
 
 def lengths(world: World, record: Batch) -> jax.Array:

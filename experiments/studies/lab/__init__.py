@@ -5,6 +5,7 @@ Every function takes the arrays of one seed and is mapped over seeds with jax.vm
 """
 
 from experiments.studies.lab.ground import Ground, gold, ground, kl, pretrain, sample
+from experiments.studies.lab.lengths import LengthScale, length_scale, quality, standard_length
 from experiments.studies.lab.models import Lab, fresh, make, only, optimizer, rows, start, train
 from experiments.studies.lab.preferences import (
     Judge,
@@ -12,14 +13,18 @@ from experiments.studies.lab.preferences import (
     pairs,
     proxy,
     raw_score,
+    scores,
+    shuffled,
     standardised,
+    stock,
     train_judge,
     with_reference,
 )
 from experiments.studies.lab.steps import imitation_step, observe, policy_step, preference_step
 
 __all__ = [
-    "Ground", "Judge", "Lab", "compare", "fresh", "gold", "ground", "imitation_step", "kl", "make", "observe", "only",
-    "optimizer", "pairs", "policy_step", "preference_step", "pretrain", "proxy", "raw_score", "rows", "sample",
-    "standardised", "start", "train", "train_judge", "with_reference",
+    "Ground", "Judge", "Lab", "LengthScale", "compare", "fresh", "gold", "ground", "imitation_step", "kl", "length_scale", "make",
+    "observe", "only", "optimizer", "pairs", "policy_step", "preference_step", "pretrain", "proxy", "quality", "raw_score",
+    "rows", "sample", "scores", "shuffled", "standard_length", "standardised", "start", "stock", "train", "train_judge",
+    "with_reference",
 ]  # fmt: skip

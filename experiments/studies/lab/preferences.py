@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +77,34 @@ def standardised(lab: Lab, g: Ground, judge: Params, key: Key, n: int = 1024) ->
 def proxy(lab: Lab, judge: Judge, record: Batch) -> jax.Array:
     """The reward model's score in standard deviations of the reference's strings: [n]."""
     return (raw_score(lab, judge.params, record) - judge.mean) / judge.std
+
+
+def shuffled(columns: Batch, key: Key) -> Batch:
+    """Pairs whose labels are a coin's: the sides, and what the reference says of them, are swapped at random."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    other |= {f"ref_{a}_logps": f"ref_{b}_logps" for a, b in other.items()}
+    coin = jax.random.bernoulli(key, 0.5, jax.tree.leaves(columns)[0].shape[:1])
+    swap = lambda a, b: jnp.where(coin.reshape(-1, *([1] * (a.ndim - 1))), b, a)  # noqa: E731
+    return {name: jax.tree.map(swap, columns[name], columns[other[name]]) for name in columns}
+
+
+def scores(lab: Lab, judge: Params, record: Batch, chunk: int = 1024) -> jax.Array:
+    """raw_score of many strings, a chunk (a divisor of n) at a time: [n]."""
+    n = record["tokens"].shape[0]
+    parts = jax.tree.map(lambda x: x.reshape(-1, math.gcd(chunk, n), *x.shape[1:]), only(record))
+    return jax.lax.map(partial(raw_score, lab, judge), parts).reshape(n)
+
+
+def stock(lab: Lab, world: pref.World, reference: Params, key: Key, pairs: int, n: int, chunk: int = 1024) -> dict[str, Any]:
+    """What a study takes from a reference: {ground, pairs, strings}, n strings (which set gold's scale) and others in pairs.
+
+    One program draws all of them, a chunk at a time: each call of `sample` costs a compilation of its own.
+    """
+    draw, label = jax.random.split(key)
+    keys = jax.random.split(draw, -(-(n + 2 * pairs) // chunk))
+    drawn = jax.lax.map(lambda k: sample(lab, world, reference, k, chunk), keys)
+    drawn = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), drawn)
+    strings, a, b = (jax.tree.map(lambda x, i=i, k=k: x[i : i + k], drawn) for i, k in ((0, n), (n, pairs), (n + pairs, pairs)))
+    worth = pref.gold(world, strings)
+    g = Ground(world, reference, worth.mean(), worth.std())
+    return {"ground": g, "pairs": compare(g, label, a, b), "strings": strings}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from experiments.studies.lab.ground import gold, kl, sample
 from experiments.studies.lab.models import Lab, rows
 from jaxllm.core.ops import model_logps
-from jaxllm.core.types import Batch, Key, Params, TrainState, mean_of
+from jaxllm.core.types import Batch, Key, Mean, Params, TrainState, mean_of
 from jaxllm.losses import lm, policy, preference
 from jaxllm.train.step import make_train_step
 from jaxllm.worlds import pref
@@ -38,13 +38,23 @@ def imitation_step(lab: Lab, tx: Any, *, batch: int = 64) -> Callable:
     return step
 
 
-def policy_step(lab: Lab, score: Callable[[Any, Batch], jax.Array], tx: Any, *, batch: int = 128, epochs: int = 2, clip=0.2):
-    """A step of online RL: sample, score(data, record) [n] less hyper["kl_coef"] * KL, whiten, `epochs` clipped updates."""
+def policy_step(
+    lab: Lab, score: Callable[[Any, Batch], jax.Array], tx: Any, *, batch: int = 128, epochs: int = 2, clip=0.2,
+    pretraining: Callable[[Any, Key], Batch] | None = None,
+):  # fmt: skip
+    """A step of online RL: sample, score(data, record) [n] less hyper["kl_coef"] * KL, whiten, `epochs` clipped updates.
+
+    With pretraining(data, key), a sequence record, hyper["ptx_coef"] * NLL per token of it is added (PPO-ptx, arXiv 2203.02155).
+    """
 
     def loss_fn(params: Params, record: Batch, rng: Key):
         logps = jnp.where(record["mask"], model_logps(lab.model, params["policy"], record).logp, 0.0)
         losses = policy.ppo_policy(logps, record["logps"], record["advantages"], clip=clip)
-        return mean_of(losses, record["mask"]), {}
+        mean = mean_of(losses, record["mask"])
+        if pretraining is not None:
+            text = lm.loss(lab.model)(params, record["pretraining"], rng)[0].value()
+            mean = Mean(mean.total + record["ptx_coef"] * text * mean.count, mean.count)
+        return mean, {}
 
     def step(state: TrainState, data: Any, hyper: Any, key: Key):
         g = data["ground"]
@@ -53,6 +63,8 @@ def policy_step(lab: Lab, score: Callable[[Any, Batch], jax.Array], tx: Any, *, 
         total = scores - hyper["kl_coef"] * divergence
         centred = (total - total.mean()) / (total.std() + 1e-6)
         record["advantages"] = jnp.where(record["mask"], centred[:, None], 0.0)
+        if pretraining is not None:
+            record |= {"pretraining": pretraining(data, jax.random.fold_in(key, 1)), "ptx_coef": hyper["ptx_coef"]}
         for _ in range(epochs):
             state, _ = make_train_step(loss_fn, tx)(state, {}, record, key)
         return state, {"score": scores.mean(), "train_kl": divergence.mean()}
