@@ -59,7 +59,8 @@ def load_config(path: Path | str, variant: str | None = None) -> Any:
     """The ConfigDict of a config file; ValueError names the file and what is wrong with it."""
     path = Path(path)
     if not path.is_file():
-        near = difflib.get_close_matches(path.stem, [p.stem for p in sorted(path.parent.glob("*.py")) or sorted(CONFIGS.glob("*.py"))], 1)
+        beside = sorted(path.parent.glob("*.py")) or sorted(CONFIGS.glob("*.py"))
+        near = difflib.get_close_matches(path.stem, [p.stem for p in beside], 1)
         hint = f" Did you mean configs/{near[0]}.py?" if near else f" Configs are in {CONFIGS}."
         raise ValueError(f"No config file {path}.{hint}")
     spec = importlib.util.spec_from_file_location(f"jaxllm_config_{path.stem}", path)

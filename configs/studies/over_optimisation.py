@@ -7,7 +7,7 @@ def get_config(variant=None):
     c = ml_collections.ConfigDict()
     full = variant == "full"
     c.seed = 0
-    c.seeds = 10 if full else 3
+    c.seeds = 10 if full else 5
     c.length = 12  # words of a string
     c.width = 64 if full else 48
     c.layers = 2
@@ -21,7 +21,7 @@ def get_config(variant=None):
     c.lr = 5e-4
     c.batch_size = 192 if full else 96  # strings a step of RL
     c.epochs = 2
-    c.steps = 160 if full else 60
+    c.steps = 160 if full else 48
     c.every = 4  # steps between looks
     c.look = 4096 if full else 512  # strings a look
     c.strings = 32_768 if full else 8192  # strings that best-of-n chooses from

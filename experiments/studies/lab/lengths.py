@@ -10,6 +10,8 @@ from flax import struct
 from jaxllm.core.types import Batch, Key
 from jaxllm.worlds import pref
 
+SPARE = 2  # words by which a trained policy may end before the source would
+
 
 @struct.dataclass
 class LengthScale:
@@ -22,8 +24,8 @@ class LengthScale:
 
 
 def first_words(world: pref.World, record: Batch) -> Batch:
-    """The record without what follows the first `shortest` words of its strings: all that the source's strings have in common."""
-    there = jnp.arange(record["mask"].shape[1])[None, :] < world.prompt + world.shortest
+    """The record without what follows the first `shortest` - SPARE words of its strings: nearly all strings have those."""
+    there = jnp.arange(record["mask"].shape[1])[None, :] < world.prompt + world.shortest - SPARE
     return {**record, "mask": record["mask"] & there}
 
 
@@ -36,7 +38,7 @@ def length_scale(world: pref.World, key: Key, n: int = 16384) -> LengthScale:
 
 
 def quality(world: pref.World, scale: LengthScale, record: Batch) -> jax.Array:
-    """Gold of the first `shortest` words in s.d. of the source's strings, [n]: words beyond them neither help nor hurt."""
+    """Gold of the first words in s.d. of the source's strings, [n]: length neither helps nor hurts."""
     return (pref.gold(world, first_words(world, record)) - scale.worth_mean) / scale.worth_std
 
 

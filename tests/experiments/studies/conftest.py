@@ -1,4 +1,4 @@
-"""Studies are few, large programs: at test size compiling is nearly all of their time, and they stand apart (`pytest -m slow`)."""
+"""Studies are few, large programs: at test size compiling is nearly all of their time. They are asked for by `pytest -m slow`."""
 
 from functools import partial
 from pathlib import Path

@@ -16,7 +16,7 @@ def test_claims_figures_and_findings(tmp_path, quick_compile):
     result = launch.start(over_optimisation.main, "studies.over_optimisation", TINY, tmp_path / "run")
     claims = {c["name"]: c for c in result["claims"]}
     gates = [n for n, c in claims.items() if c["kind"] == "gate"]
-    assert len(gates) == 4 and claims["best-of-n's KL over log n - (n-1)/n, any n and seed"]["holds"]
+    assert len(gates) == 6 and claims["best-of-n's KL over log n - (n-1)/n, any n and seed"]["holds"]
     spread = claims["peak gold, 64 less 32 pairs"]
     assert spread["low"] <= spread["value"] <= spread["high"] and spread["kind"] == "finding"
     assert "Did not come out" in result["findings"] and "simulated" in result["findings"]

@@ -1,0 +1,1 @@
+"""What a judge model's ratings are worth in place of people's."""
