@@ -10,7 +10,7 @@ def get_config(variant=None):
     c.seeds = 10 if full else 3
     c.length = 32 if full else 12  # words of a string; where it may end, at most
     c.stop = 0.1 if full else 0.2  # the source's chance to end after each further word, where it may end
-    c.shortest = 8 if full else 4  # words by which a string is judged there, and before which the source does not end
+    c.shortest = 10 if full else 6  # words before which the source does not end there; judged by the first shortest - 2
     c.width = 128 if full else 24
     c.layers = 4 if full else 1
     c.pretrain_steps = 2000 if full else 300
@@ -32,5 +32,6 @@ def get_config(variant=None):
     }
     c.test_strings = 2048 if full else 256
     c.votes = 256  # of the annotator, which choose among the four values
+    c.at_once = 1 if full else 3  # losses in one program: its runs share a machine's memory
     c.bandit_steps = 20_000
     return c
