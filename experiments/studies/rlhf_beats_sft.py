@@ -1,8 +1,9 @@
 """Can a small model after RLHF beat a large one after supervised tuning? Over the noise of the demonstrations.
 
 python -m experiments.studies.rlhf_beats_sft    (minutes on two cores; --config=configs/studies/rlhf_beats_sft.py:full elsewhere)
-InstructGPT's comparison (arXiv 2203.02155) on a world where gold is known. Prompts name four words; demonstrators are simulated:
-a careful one hands in the best of some strings of the source, a careless one the first. How many are careless is a knob.
+InstructGPT's comparison (arXiv 2203.02155) on a world where gold is known; demonstrators are simulated: a careful one hands in
+the best of some strings of the source, a careless one the first. How many are careless is a knob. Prompts that name the good
+words are for `full`: a reward model of CPU size did not learn to read them (55 % agreement with gold), and RLHF then lost.
 The annotators of the comparisons are simulated too (Bradley-Terry on gold). Sizes differ in the policy's width alone.
 """
 
@@ -85,7 +86,7 @@ def findings_of(c, gold, right, kl, claims):
     return (
         "Demonstrators and annotators are simulated, and the noise of demonstrations is a knob: at 0 every demonstration is the "
         f"best of {c.best_of} strings, at 1 the first. Gold (s.d. of the source's strings) by width "
-        f"{', '.join(map(str, c.widths))}, and the share of prompts on which RLHF beats the largest SFT policy of that noise: "
+        f"{', '.join(map(str, c.widths))}, and how often RLHF beats the largest SFT policy of that noise: "
         f"{rows}. The reward models agree with gold on {right[:, 0].mean():.0%} of pairs, on shuffled labels "
         f"{right[:, 1].mean():.0%}, and RL on the latter ends at "
         f"{', '.join(f'{x:.2f}' for x in gold['rl'][:, levels].mean(axis=(1, 2)))}. KL to the tuned policy after RLHF is "
