@@ -20,9 +20,10 @@ HEAD = """# The studies
 Made by `python scripts/make_studies.py` from the studies' own results; `python -m experiments.studies.<name>` repeats one in
 minutes on two cores, `--config=configs/studies/<name>.py:full` at an accelerator's size. Everyone who prefers, judges or rates
 in them is simulated. A **gate** is arithmetic or known to be robust and must hold; a **finding** is reported either way.
-Intervals are 95 % over seeds (Student's t), each seed with its own world, reference model and reward model.
+Intervals are 95 % over seeds (Student's t), each seed with its own world, reference model and reward model. A finding whose
+interval holds its bound is undecided, whatever its mean; one without an interval is judged by its value.
 
-| study | asks | gates | findings that came out |
+| study | asks | gates | findings: yes, undecided, no |
 |---|---|---|---|
 """
 
@@ -40,9 +41,20 @@ def question(name: str) -> str:
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).splitlines()[0]
 
 
-def held(claims: list[dict], kind: str) -> str:
-    some = [c for c in claims if c["kind"] == kind]
-    return f"{sum(c['holds'] for c in some)} of {len(some)}" if some else "-"
+def verdict(claim: dict) -> str:
+    """A gate holds or fails; a finding is yes or no where its interval is clear of the bound, else undecided."""
+    if claim["kind"] == "gate":
+        return "holds" if claim["holds"] else "**fails**"
+    low, high, bound = claim["low"], claim["high"], claim["bound"]
+    if low is not None and high is not None and low < bound < high:
+        return "undecided"
+    return "yes" if claim["holds"] else "no"
+
+
+def counts(claims: list[dict]) -> str:
+    """The two last cells of a study's line: gates that hold, and findings by verdict."""
+    gates, found = ([verdict(c) for c in claims if c["kind"] == kind] for kind in ("gate", "finding"))
+    return f"{gates.count('holds')} of {len(gates)} | {', '.join(str(found.count(v)) for v in ('yes', 'undecided', 'no'))}"
 
 
 def number(value: float | None) -> str:
@@ -52,8 +64,7 @@ def number(value: float | None) -> str:
 def claim_row(claim: dict) -> str:
     interval = "" if claim["low"] is None else f" [{number(claim['low'])}, {number(claim['high'])}]"
     sign = "at least" if claim["better"] == "more" else "at most"
-    verdict = ("holds" if claim["holds"] else "**fails**") if claim["kind"] == "gate" else "yes" if claim["holds"] else "no"
-    cells = claim["name"], number(claim["value"]) + interval, f"{sign} {number(claim['bound'])}", claim["kind"], verdict
+    cells = claim["name"], number(claim["value"]) + interval, f"{sign} {number(claim['bound'])}", claim["kind"], verdict(claim)
     return f"| {' | '.join(cells)} |"
 
 
@@ -74,8 +85,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     (DOCS / "studies").mkdir(exist_ok=True)
     results = {n: json.loads((runs / n / "result.json").read_text(encoding="utf-8")) for n in names()}
-    held_of = lambda r: f"{held(r['claims'], 'gate')} | {held(r['claims'], 'finding')}"  # noqa: E731
-    rows = [f"| [{n}](#{n}) | {question(n)} | {held_of(r)} |" for n, r in results.items()]
+    rows = [f"| [{n}](#{n}) | {question(n)} | {counts(r['claims'])} |" for n, r in results.items()]
     sections = [section(n, runs / n, r) for n, r in results.items()]
     (DOCS / "studies.md").write_text(HEAD + "\n".join(rows) + "\n\n" + "\n".join(sections), encoding="utf-8")
 
