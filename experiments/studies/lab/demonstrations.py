@@ -57,6 +57,7 @@ def prepare(lab: Lab, c: Any, key: Key) -> dict[str, Any]:
 
     judges, margins = jax.lax.map(judge, jax.tree.map(lambda *x: jnp.stack(x), known, mixed))
     gap = gold(g, test["chosen"]) - gold(g, test["rejected"])
+    gap = gap[None, :]
     right = jnp.sum((margins * gap > 0) & (gap != 0), axis=1) / jnp.sum(gap != 0)
     return {"ground": g, "careful": careful, "careless": careless, "judges": judges, "right": right}
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.studies import lab
 from experiments.studies.lab import skills
@@ -15,7 +16,7 @@ def test_without_a_reward_ptx_is_supervised_training(quick_compile):
     labs = lab.make(6, vocab=8, width=8, layers=1)
     world = pref.make(jax.random.key(0), vocab=8, length=6, good=3)
     params = lab.fresh(labs.model, jax.random.key(1))
-    text, tx = skills.text(world, jax.random.key(2), 8), lab.optimizer(1e-2, 10)
+    text, tx = skills.text(world, jax.random.key(2), 8), optax.adam(1e-2)
     data = {"ground": lab.Ground(world, params, jnp.float32(0), jnp.float32(1))}
     nothing = lambda d, record: jnp.zeros(record["tokens"].shape[0])  # noqa: E731
     step = jax.jit(lab.policy_step(labs, nothing, tx, batch=4, epochs=1, pretraining=lambda d, key: text))
