@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import numpy as np
 from benchmarks import shape as given
 from benchmarks.ours import make_model, make_params
 from benchmarks.shape import Shape
-from jaxllm.core import spec
+from jaxllm.core import sharding, spec
 from jaxllm.core.types import Model
 from jaxllm.generate import decode
 from jaxllm.losses import policy, preference
@@ -65,13 +67,18 @@ def dpo_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
     return {"parameters": spec.count(model.specs), "losses": losses, "trained": trained}, run
 
 
-def grpo_parts(shape: Shape, model: Model, spent: dict[str, float]) -> tuple[Callable, Callable, Callable, Callable]:
+def grpo_parts(shape: Shape, model: Model, mesh: Any, spent: dict[str, float]) -> tuple[Callable, ...]:
     """(rollout, reward, prepare, update) of a GRPO iteration; the seconds of rollouts and updates are added to `spent`."""
+
+    def rows(params, prompts, lengths, key, row_offset):
+        # without a stop token every completion has its full length, on both sides
+        return decode.generate(model, params, prompts, lengths, key, max_new_tokens=shape.completion, row_offset=row_offset)
+
+    over = decode.over_data(rows, mesh) if mesh.size > 1 else rows
 
     @jax.jit
     def sample(params, prompts, lengths, key):
-        # without a stop token every completion has its full length, on both sides
-        s = decode.generate(model, params, prompts, lengths, key, max_new_tokens=shape.completion)
+        s = over(params, prompts, lengths, key, 0)
         return s.tokens, decode.to_record(s)
 
     def rollout(params, prompts, key):
@@ -107,20 +114,25 @@ def timed(fn: Callable, name: str, spent: dict[str, float]) -> Callable:
 
 
 def grpo_iteration(shape: Shape) -> tuple[dict, Callable[[int], None]]:
-    """An iteration of `experiments.grpo`: rollout, a reward on the host, group advantages, one update."""
-    model, params = make_model(shape), make_params(shape)
-    spent: dict[str, float] = {}
-    step = make_online_step(*grpo_parts(shape, model, spent), epochs=1, minibatches=1)
-    state, frozen = init_state({"policy": params}, optimizer())
+    """An iteration of `experiments.grpo`: rollout, a reward on the host, group advantages, one update.
+
+    As with `--config.mesh.data`, rows lie over one simulated device a core, as the other side uses every core.
+    """
+    devices = max(n for n in range(1, (os.cpu_count() or 1) + 1) if shape.prompts * shape.group % n == 0)
+    jax.config.update("jax_num_cpu_devices", devices)
+    mesh, model, spent = sharding.make_mesh({"data": devices}), make_model(shape), {}
+    step = make_online_step(*grpo_parts(shape, model, mesh, spent), epochs=1, minibatches=1)
+    state, frozen = init_state({"policy": make_params(shape)}, optimizer())
     lengths = np.full(shape.prompts, shape.prompt, np.int32)
     prompts = {"tokens": given.prompts(shape)[: shape.prompts], "lengths": lengths}
-    rng = jax.random.key(0)
+    state, prompts, rng = sharding.replicate((state, prompts, jax.random.key(0)), mesh)
 
     def run(times: int) -> None:
         nonlocal state
-        for _ in range(times):
-            state, metrics = step(state, frozen, prompts, rng)
-            jax.block_until_ready((state, metrics))
+        with sharding.use(mesh):
+            for _ in range(times):
+                state, metrics = step(state, frozen, prompts, rng)
+                jax.block_until_ready((state, metrics))
 
     run(2)  # compiles
     outside = []
