@@ -1,6 +1,7 @@
 """Pages with generated parts say what the code says."""
 
 import importlib.util
+import re
 
 from jaxllm.convert.layout import families
 from tests.conftest import ROOT
@@ -37,3 +38,14 @@ def test_every_reference_in_the_table_can_be_converted():
 def test_adding_a_family_takes_at_most_forty_lines():
     tables = script("make_architectures")
     assert tables.example().count("\n") <= 40
+
+
+def test_every_study_is_on_its_page_with_its_figures():
+    """Written by scripts/make_studies.py from results; a study that is not there has not been measured."""
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    studies = ROOT / "experiments" / "studies"
+    names = [p.stem for p in studies.glob("*.py") if p.stem != "__init__"] + [p.parent.name for p in studies.glob("*/__main__.py")]
+    assert len(names) == 13 and all(f"\n## {name}\n" in page for name in names)
+    shown = re.findall(r"!\[[^\]]*\]\((studies/[^)]+\.svg)\)", page)
+    assert len(shown) >= 13 and all((ROOT / "docs" / path).is_file() for path in shown)
+    assert "**fails**" not in page  # every gate of the results on the page holds
