@@ -44,7 +44,8 @@ def test_every_study_is_on_its_page_with_its_figures():
     """Written by scripts/make_studies.py from results; a study that is not there has not been measured."""
     page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     studies = ROOT / "experiments" / "studies"
-    names = [p.stem for p in studies.glob("*.py") if p.stem != "__init__"] + [p.parent.name for p in studies.glob("*/__main__.py")]
+    names = [p.stem for p in studies.glob("*.py") if p.stem != "__init__"]
+    names += [p.parent.name for p in studies.glob("*/__main__.py")]
     assert len(names) == 13 and all(f"\n## {name}\n" in page for name in names)
     shown = re.findall(r"!\[[^\]]*\]\((studies/[^)]+\.svg)\)", page)
     assert len(shown) >= 13 and all((ROOT / "docs" / path).is_file() for path in shown)
