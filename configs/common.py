@@ -22,6 +22,7 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     c.gates = True  # stop a run whose first steps are not what they must be
     c.optim = ml_collections.ConfigDict(dict(lr=lr, warmup=0, final=0.1, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0))
     c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1, expert=1, context=1))
+    c.rules = ""  # changes of the sharding rules, such as residual=context+tensor
     return c
 
 

@@ -42,8 +42,8 @@ def need(stage: str, given: str, config: Any, run: Any, **overrides: Any) -> str
 
 
 def open_mesh(config: Any) -> Any:
-    """The mesh of the config, as a context manager that also gives it."""
-    return sharding.use(sharding.make_mesh(dict(config.mesh)))
+    """The mesh of the config under its rules, as a context manager that also gives it."""
+    return sharding.use(sharding.make_mesh(dict(config.mesh)), sharding.make_rules(config.rules))
 
 
 def model_config(config: Any, kind: Any, vocab_size: int) -> Any:
@@ -53,7 +53,7 @@ def model_config(config: Any, kind: Any, vocab_size: int) -> Any:
 
 def born_sharded(specs: Any, seed: int, mesh: Any) -> Any:
     """Fresh parameters, made on the devices where they stay."""
-    where = spec.shardings(specs, mesh, sharding.RULES)
+    where = spec.shardings(specs, mesh, sharding.current_rules())
     return jax.jit(partial(spec.init, specs), out_shardings=where)(jax.random.key(seed))
 
 
@@ -157,9 +157,8 @@ def fit(
     trained moves, the rest does not), unless config.gates is False.
     """
     check_columns(columns, model.config.vocab_size)
-    loader = make_loader(
-        columns, config.batch_size, config.seed, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    part, parts = sharding.process_rows(mesh)
+    loader = make_loader(columns, config.batch_size, config.seed, process_index=part, process_count=parts)
     tokenizers.save(tokenizer, run.path("tokenizer"))
     run.path("tokenizer", "chat_template.txt").write_text(chat.template_text(tokenizer), encoding="utf-8")
     meta = {

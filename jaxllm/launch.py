@@ -347,7 +347,7 @@ def load(
     whole = {root: lora.with_lora(m, **adapters[root]) if root in adapters else m for root, m in models.items()}
     like = None
     if mesh is not None:
-        like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.RULES)) for r, m in whole.items()}
+        like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.current_rules())) for r, m in whole.items()}
     params, meta = restore_params(where, at, like)
     if merged:
         params = _merged(params, adapters)

@@ -48,7 +48,7 @@ def load(
     check_size(model, files, directory)
     leaves = family.leaves(model.config)
     check_names(files, expected(leaves, model), family.ignored, directory)
-    return model, _read(leaves, model, files, mesh, rules or sharding.RULES, dtype)
+    return model, _read(leaves, model, files, mesh, rules or sharding.current_rules(), dtype)
 
 
 def from_pretrained(name: str, *, revision: str | None = None, **more: Any) -> tuple[Model, Params]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxllm.core.sharding import axis_size
+from jaxllm.core.sharding import axis_size, shard
 from jaxllm.core.types import Head, Model, Output, Params
 
 CHUNK_ELEMENTS = 2**23  # logits held at once on one device when `chunk` is not given (32 MiB of float32)
@@ -49,24 +49,39 @@ def _pick(values: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def _split(x: jax.Array, size: int) -> jax.Array:
-    """[b, l, ...] -> [chunks, b, size, ...], the length padded with zeros. The batch axis stays whole, so it may be sharded."""
+    """[b, l, ...] -> [chunks, b, c, size, ...], the length padded with zeros; c: over how many devices the length is split.
+
+    The batch axis stays whole and each device walks its own part of the length, so nothing travels.
+    """
     b, length = x.shape[:2]
-    n = -(-length // size)
-    x = jnp.pad(x, [(0, 0), (0, n * size - length)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(b, n, size, *x.shape[2:]), 1, 0)
+    c = _parts(length)
+    n = -(-(length // c) // size)
+    x = x.reshape(b, c, length // c, *x.shape[2:])
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, n * size - x.shape[2])] + [(0, 0)] * (x.ndim - 3))
+    x = jnp.moveaxis(x.reshape(b, c, n, size, *x.shape[3:]), 2, 0)
+    return shard(x, None, "batch", "length", *(None,) * (x.ndim - 3))
 
 
 def _join(x: jax.Array, length: int) -> jax.Array:
     """The inverse of `_split`, cut to `length`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    c = _parts(length)
+    x = jnp.moveaxis(x, 0, 2)
+    x = x.reshape(x.shape[0], c, -1, *x.shape[4:])[:, :, : length // c]
+    return x.reshape(x.shape[0], length, *x.shape[3:])
+
+
+def _parts(length: int) -> int:
+    c = axis_size("length")
+    return c if length % c == 0 else 1
 
 
 def _chunk_length(hidden: jax.Array, head: Head, chunk: int | None) -> int:
-    """Positions per chunk, from `chunk` tokens or from the memory budget."""
+    """Positions of a row, on each of the devices that its length is split over, in a chunk: from `chunk` tokens or the budget."""
+    b, length = hidden.shape[:2]
+    c = _parts(length)
     if chunk is None:
-        chunk = axis_size("batch") * max(1, CHUNK_ELEMENTS // head.kernel.shape[1])
-    return min(hidden.shape[1], max(1, chunk // hidden.shape[0]))
+        chunk = axis_size("batch") * c * max(1, CHUNK_ELEMENTS // head.kernel.shape[1])
+    return min(length // c, max(1, chunk // (b * c)))
 
 
 def token_logp(
@@ -91,7 +106,7 @@ def token_logp(
         entropy = lse - jnp.sum(jnp.exp(out - lse[..., None]) * out, axis=-1)
         return TokenLogp(_pick(out, targets) - lse, entropy, lse)
 
-    if size == hidden.shape[1]:
+    if size * _parts(hidden.shape[1]) == hidden.shape[1]:
         return one(head, hidden, targets)
     parts = jax.lax.map(lambda xs: one(head, *xs), (_split(hidden, size), _split(targets, size)))
     return jax.tree.map(lambda x: _join(x, hidden.shape[1]), parts)
@@ -118,7 +133,7 @@ def _chunk_loss(head: Head, hidden: jax.Array, targets: jax.Array, weights: jax.
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(size: int, head: Head, hidden: jax.Array, targets: jax.Array, weights: jax.Array):
-    if size == hidden.shape[1]:
+    if size * _parts(hidden.shape[1]) == hidden.shape[1]:
         return _chunk_loss(head, hidden, targets, weights)
 
     def body(carry, xs):
@@ -129,7 +144,7 @@ def _cross_entropy(size: int, head: Head, hidden: jax.Array, targets: jax.Array,
 
 def _cross_entropy_forward(size: int, head: Head, hidden: jax.Array, targets: jax.Array, weights: jax.Array):
     grad = jax.value_and_grad(_chunk_loss, argnums=(0, 1), has_aux=True)
-    if size == hidden.shape[1]:
+    if size * _parts(hidden.shape[1]) == hidden.shape[1]:
         values, grads = grad(head, hidden, targets, weights)
         return values, grads
 

@@ -82,11 +82,6 @@ def count(specs: SpecTree) -> int:
     return sum(math.prod(s.shape) for s in jax.tree.leaves(specs))
 
 
-def partition_spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
-    """Logical axis names to mesh axes; an axis without a rule is replicated."""
-    return PartitionSpec(*(rules.get(a) if a is not None else None for a in axes))
-
-
 def shardings(specs: SpecTree, mesh: Mesh, rules: Rules) -> Any:
     """A NamedSharding per spec.
 
@@ -98,7 +93,7 @@ def shardings(specs: SpecTree, mesh: Mesh, rules: Rules) -> Any:
         used: dict[str, str] = {}
         dims: list[tuple[str, ...] | None] = []
         for size, logical in zip(spec.shape, spec.axes, strict=True):
-            names = _mesh_axes(logical, rules)
+            names = mesh_axes(logical, rules)
             shards = math.prod(mesh.shape[n] for n in names)
             if size % shards:
                 raise UserError(
@@ -119,7 +114,8 @@ def shardings(specs: SpecTree, mesh: Mesh, rules: Rules) -> Any:
     return map_paths(one, specs)
 
 
-def _mesh_axes(logical: str | None, rules: Rules) -> tuple[str, ...]:
+def mesh_axes(logical: str | None, rules: Rules) -> tuple[str, ...]:
+    """The mesh axes of a logical axis; () where there is no rule: it is replicated."""
     target = rules.get(logical) if logical is not None else None
     if target is None:
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,10 @@ class KVCache:
 
     layers: tuple[tuple[jax.Array, ...], ...]
     length: jax.Array
+
+    def mask(self, positions: jax.Array, window: int = 0) -> Any:
+        """What queries at positions int [b, l] see of the slots: bool [b, l, s]."""
+        return cache_mask(positions, self.layers[0][0].shape[2], window)
 
 
 def init_cache(layers: int, batch: int, length: int, shapes: tuple[tuple[int, int], ...], dtype: Any) -> KVCache:
@@ -69,8 +74,10 @@ def attend(
 
     q [b, l, h, k]; k [b, g, s, k], v [b, g, s, w] with g dividing h; mask bool [b, l, s]; bias [h, l, s] or
     [b, h, l, s] -> [b, l, h, w].
-    scale: k ** -0.5. softcap: c tanh(scores / c) (Gemma 2).
+    scale: k ** -0.5. softcap: c tanh(scores / c) (Gemma 2). A mask may be a record that knows its attention (`kernels`).
     """
+    if hasattr(mask, "attend"):
+        return mask.attend(q, k, v, scale=scale, bias=bias, softcap=softcap)
     b, length, h, dim = q.shape
     g, width = k.shape[1], v.shape[-1]
     # Plain batched matrix products: heads before length, and a group's queries one after another on the length axis.
@@ -112,7 +119,7 @@ def full_mask(segments: jax.Array, source: jax.Array | None = None) -> jax.Array
 def keys_values(params: Any, source: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keys and values [b, g, s, k] of what cross-attention reads, [b, s, d]."""
     k, v = (
-        shard(dense(source, "bsd,dgk->bsgk", params[n]["kernel"], params[n].get("bias")), "batch", None, "kv_heads", None)
+        shard(dense(source, "bsd,dgk->bsgk", params[n]["kernel"], params[n].get("bias")), "batch", "length", "kv_heads", None)
         for n in "kv"
     )
     return k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -123,7 +130,7 @@ def cross(
     scale: float | None = None, bias: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """Attention of x [b, l, d] over the keys and values of another sequence: mask bool [b, l, s] -> [b, l, d]."""
-    q = shard(dense(x, "bld,dhk->blhk", params["q"]["kernel"], params["q"].get("bias")), "batch", None, "heads", None)
+    q = shard(dense(x, "bld,dhk->blhk", params["q"]["kernel"], params["q"].get("bias")), "batch", "length", "heads", None)
     out = attend(q, *(c.astype(x.dtype) for c in kv), mask, scale=scale, bias=bias)
     return dense(out, "blhk,hkd->bld", params["o"]["kernel"], params["o"].get("bias"))
 
@@ -148,7 +155,7 @@ def apply(
     new keys take.
     """
     q, k, v = (
-        shard(dense(x, "bld,dhk->blhk", params[n]["kernel"], params[n].get("bias")), "batch", None, axis, None)
+        shard(dense(x, "bld,dhk->blhk", params[n]["kernel"], params[n].get("bias")), "batch", "length", axis, None)
         for n, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
     )
     if "q_norm" in params:
@@ -157,7 +164,7 @@ def apply(
         q, k = rope(q, positions, rotate), rope(k, positions, rotate)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     if cache is not None:
-        cache = update(cache, (k, v), positions)
+        cache = (mask.write if hasattr(mask, "write") else partial(update, positions=positions))(cache, (k, v))
         k, v = (c.astype(x.dtype) for c in cache)
     out = attend(q, k, v, mask, scale=scale, bias=bias, softcap=softcap)
     return dense(out, "blhk,hkd->bld", params["o"]["kernel"], params["o"].get("bias")), cache

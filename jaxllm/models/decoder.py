@@ -143,8 +143,7 @@ def frame_of(c: DecoderConfig, shape: tuple[int, int], segments: Any, positions:
     windows = set(c.windows or (0,))
     if cache is not None:
         positions = cache.length[:, None] + jnp.arange(shape[1])[None, :] if positions is None else positions
-        slots = cache.layers[0][0].shape[2]
-        masks = {w: attention.cache_mask(positions, slots, w) for w in windows}
+        masks = {w: cache.mask(positions, w) for w in windows}
     else:
         positions = segment_positions(segments) if positions is None else positions
         masks = {w: attention.causal_mask(segments, w) for w in windows}
@@ -167,7 +166,7 @@ def embed(c: DecoderConfig, params: Params, tokens: Any, embeds: Any, frame: Fra
         x = x * jnp.asarray(c.d_model**0.5, c.dtype).astype(x.dtype)
     if c.positions == "learned":
         x = x + params["embed"]["positions"][jnp.minimum(frame.positions, c.max_length - 1)]
-    return shard(x.astype(c.dtype), "batch", None, None)
+    return shard(x.astype(c.dtype), "batch", "residual", None)
 
 
 def run(c: DecoderConfig, params: Params, x: jax.Array, frame: Frame, cache: Any, *, tap: bool = False):
@@ -186,7 +185,7 @@ def run(c: DecoderConfig, params: Params, x: jax.Array, frame: Frame, cache: Any
             auxes.append(aux)
     inputs = {"layer_inputs": jnp.concatenate([a.pop("layer_inputs") for a in auxes])} if tap else {}
     if cache is not None:
-        cache = attention.KVCache(tuple(new), cache.length + jnp.sum(frame.used, axis=1, dtype=jnp.int32))
+        cache = cache.replace(layers=tuple(new), length=cache.length + jnp.sum(frame.used, axis=1, dtype=jnp.int32))
     return x, cache, {**inputs, **auxes[-1]}
 
 
@@ -223,10 +222,10 @@ def block(c: DecoderConfig, frame: Frame, window: int = 0) -> Callable:
     def one(params, x, cache):
         y, cache = attend(params["attention"], norm(params["attention_norm"], x, c.norm_eps), cache)
         y = norm(params["post_attention_norm"], y, c.norm_eps) if c.sandwich_norms else y
-        x = shard(x + y, "batch", None, None)
+        x = shard(x + y, "batch", "residual", None)
         y, aux = feed(params["ffn"], norm(params["ffn_norm"], x, c.norm_eps), cache)
         y = norm(params["post_ffn_norm"], y, c.norm_eps) if c.sandwich_norms else y
-        return shard(x + y, "batch", None, None), cache, aux
+        return shard(x + y, "batch", "residual", None), cache, aux
 
     return one
 

@@ -163,7 +163,7 @@ def make(c: EncDecConfig) -> Model:
             raise ValueError("an encoder-decoder needs context=model.encode(params, inputs)")
         x = params["embed"]["tokens"][tokens] if embeds is None else embeds
         segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
-        x = shard(x.astype(c.dtype), "batch", None, None)
+        x = shard(x.astype(c.dtype), "batch", "residual", None)
         block, caches, source = _decoder_block(c, params, segments, context, cache)
         x, caches, aux = layer_stack.run(
             block, params["layers"], x, caches, remat=c.remat, unroll=c.unroll, tap="layer_inputs" in taps
@@ -195,14 +195,14 @@ def _encode(c: EncDecConfig, params: Any, tokens: jax.Array, segments: jax.Array
         y, _ = attention.apply(layer["attention"], norm(layer["attention_norm"], x, c.norm_eps), mask, scale=1.0, bias=bias)
         return _feed_forward(c, layer, x + y), cache, {}
 
-    x = shard(params["embed"]["tokens"][tokens].astype(c.dtype), "batch", None, None)
+    x = shard(params["embed"]["tokens"][tokens].astype(c.dtype), "batch", "residual", None)
     x, _, _ = layer_stack.run(block, side["layers"], x, remat=c.remat, unroll=c.unroll)
     return norm(side["final_norm"], x, c.norm_eps)
 
 
 def _feed_forward(c: EncDecConfig, layer: Any, x: jax.Array) -> jax.Array:
-    x = shard(x, "batch", None, None)
-    return shard(x + ffn.apply(layer["ffn"], norm(layer["ffn_norm"], x, c.norm_eps), c.activation), "batch", None, None)
+    x = shard(x, "batch", "residual", None)
+    return shard(x + ffn.apply(layer["ffn"], norm(layer["ffn_norm"], x, c.norm_eps), c.activation), "batch", "residual", None)
 
 
 def _decoder_block(c: EncDecConfig, params: Any, segments: jax.Array, context: Encoded | None, cache: Cache | None):
@@ -225,7 +225,7 @@ def _decoder_block(c: EncDecConfig, params: Any, segments: jax.Array, context: E
         own, kv = (None, None) if cache is None else cache
         h = norm(layer["attention_norm"], x, c.norm_eps)
         y, own = attention.apply(layer["attention"], h, mask, positions=positions, cache=own, scale=1.0, bias=bias)
-        x = shard(x + y, "batch", None, None)
+        x = shard(x + y, "batch", "residual", None)
         kv = attention.keys_values(layer["cross"], context.states) if kv is None else kv
         x = x + attention.cross(layer["cross"], norm(layer["cross_norm"], x, c.norm_eps), kv, cross_mask, scale=1.0)
         return _feed_forward(c, layer, x), None if cache is None else (own, kv), {}

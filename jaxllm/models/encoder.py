@@ -137,7 +137,7 @@ def apply(
     positions = segment_positions(segments) if positions is None else positions
     x = x + params["embed"]["positions"][c.position_offset + jnp.minimum(positions, c.max_length - 1)]
     x = x + params["embed"]["types"][jnp.zeros_like(segments) if types is None else types]
-    x = norm(params["embed"]["norm"], shard(x.astype(c.dtype), "batch", None, None), c.norm_eps)
+    x = norm(params["embed"]["norm"], shard(x.astype(c.dtype), "batch", "residual", None), c.norm_eps)
     x, _, aux = layer_stack.run(
         _block(c, attention.full_mask(segments)), params["layers"], x, None,
         remat=c.remat, unroll=c.unroll, tap="layer_inputs" in taps,
@@ -150,9 +150,9 @@ def _block(c: EncoderConfig, mask: jax.Array):
 
     def block(params, x, cache):
         y, _ = attention.apply(params["attention"], x, mask)
-        x = shard(norm(params["attention_norm"], x + y, c.norm_eps), "batch", None, None)
+        x = shard(norm(params["attention_norm"], x + y, c.norm_eps), "batch", "residual", None)
         x = norm(params["ffn_norm"], x + ffn.apply(params["ffn"], x, c.activation), c.norm_eps)
-        return shard(x, "batch", None, None), cache, {}
+        return shard(x, "batch", "residual", None), cache, {}
 
     return block
 

@@ -39,5 +39,5 @@ def apply(params: Any, x: jax.Array, kind: str) -> jax.Array:
     up = dense(x, "bld,df->blf", params["up"]["kernel"], params["up"].get("bias"))
     gate = dense(x, "bld,df->blf", params["gate"]["kernel"], params["gate"].get("bias")) if gated else up
     hidden = act(gate) * up if gated else act(up)
-    hidden = shard(hidden, "batch", None, "mlp")
+    hidden = shard(hidden, "batch", "length", "mlp")
     return dense(hidden, "blf,fd->bld", params["down"]["kernel"], params["down"].get("bias"))

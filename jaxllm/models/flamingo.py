@@ -192,7 +192,7 @@ def see(c: FlamingoConfig, params: Params, pixels: jax.Array) -> jax.Array:
         x = x + y
         return x + ffn.apply(params["ffn"], norm(params["ffn_norm"], x, c.norm_eps), "gelu"), cache, {}
 
-    x, _, _ = layer_stack.run(block, p["layers"], shard(x, "batch", None, None), unroll=c.decoder.unroll)
+    x, _, _ = layer_stack.run(block, p["layers"], shard(x, "batch", "residual", None), unroll=c.decoder.unroll)
     return norm(p["norm"], x, c.norm_eps)
 
 
@@ -319,4 +319,4 @@ def _cross(c: FlamingoConfig, params: Any, x: jax.Array, kv: Any, looks: Any) ->
         # a token before the first image would attend to all of them evenly
         x = x + gate("attention_gate") * jnp.where(looks.any(axis=-1, keepdims=True), y, 0)
     y = ffn.apply(params["ffn"], norm(params["ffn_norm"], x, c.norm_eps), "gelu")
-    return shard(x + gate("ffn_gate") * y, "batch", None, None)
+    return shard(x + gate("ffn_gate") * y, "batch", "residual", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ def apply(
         q = dense(latent, "blr,rhk->blhk", params["q_b"]["kernel"])
     else:
         q = dense(x, "bld,dhk->blhk", params["q"]["kernel"])
-    q = shard(q, "batch", None, "heads", None)
+    q = shard(q, "batch", "length", "heads", None)
     q_nope, q_rope = q[..., : c.nope_dim], rope(q[..., c.nope_dim :], positions, rotate)
     both = dense(x, "bld,dr->blr", params["kv_a"]["kernel"])
     latent = norm(params["kv_a_norm"], both[..., : c.kv_rank], eps)
@@ -71,13 +72,14 @@ def apply(
     expand = params["kv_b"]["kernel"].astype(x.dtype)
     scale = (c.nope_dim + c.rope_dim) ** -0.5 if scale is None else scale
     if cache is None:
-        kv = shard(jnp.einsum("blr,rhk->blhk", latent, expand), "batch", None, "heads", None)
+        kv = shard(jnp.einsum("blr,rhk->blhk", latent, expand), "batch", "length", "heads", None)
         shared = jnp.broadcast_to(k_rope, (*kv.shape[:3], c.rope_dim))
         k = jnp.concatenate([kv[..., : c.nope_dim], shared], axis=-1).transpose(0, 2, 1, 3)
         v = kv[..., c.nope_dim :].transpose(0, 2, 1, 3)
         out = attend(jnp.concatenate([q_nope, q_rope], axis=-1), k, v, mask, scale=scale)
     else:
-        cache = update(cache, (latent[:, None], k_rope.transpose(0, 2, 1, 3)), positions)
+        write = mask.write if hasattr(mask, "write") else partial(update, positions=positions)
+        cache = write(cache, (latent[:, None], k_rope.transpose(0, 2, 1, 3)))
         latents, keys = (part.astype(x.dtype) for part in cache)
         q_latent = jnp.einsum("blhk,rhk->blhr", q_nope, expand[..., : c.nope_dim])
         q, k = jnp.concatenate([q_latent, q_rope], axis=-1), jnp.concatenate([latents, keys], axis=-1)
