@@ -124,10 +124,8 @@ def apply(params: Any, c: MoEConfig, kind: str, x: jax.Array, used: jax.Array) -
     nats), bias_step (value 0). Balance and capacity are statistics of the batch at hand: they are exempt from the equality of
     accumulated and whole batches, and on a mesh a capacity holds for the tokens of each device.
     """
-    b, length, d = x.shape
     local = functools.partial(_local, c, kind)
-    y, sums = moe_parallel.run(local, params, x.reshape(-1, d), used.reshape(-1), c.n_experts)
-    y = y.reshape(b, length, d)
+    y, sums = moe_parallel.run(local, params, x, used, c.n_experts)
     if "shared" in params:
         y = y + ffn.apply(params["shared"], x, kind)
     return y, _aux(c, params["router"], sums)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,33 +14,36 @@ from jax.sharding import PartitionSpec
 from jaxllm.core.types import UserError
 from jaxllm.models import experts
 
-TOKENS = ("data", "fsdp", "expert")  # the mesh axes that tokens are split over
+ROWS = ("data", "fsdp", "expert")  # the mesh axes that rows of tokens are split over; their length lies on `context`
 
 
 def run(local: Callable, params: Any, x: jax.Array, used: jax.Array, n: int) -> tuple[jax.Array, Any]:
-    """local(params, x [t, d], used [t], experts) -> (y [t, d], sums) on every device's tokens; sums are of all devices.
+    """local(params, x [t, d], used [t], experts) -> (y [t, d], sums) on every device's tokens of x [b, l, d], used [b, l].
 
-    Without a mesh, and inside `jax.shard_map`, that is `local` itself. On a mesh params' experts lie on the axis `expert` and
-    are never gathered over it; their width lies on `tensor`. Raises UserError when experts or tokens do not divide.
+    Gives y [b, l, d], and the sums of all devices. Without a mesh, and inside `jax.shard_map`, that is `local` on all tokens.
+    On a mesh params' experts lie on the axis `expert` and are never gathered over it; their width lies on `tensor`. Raises
+    UserError when experts or tokens do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-        return local(params, x, used, experts.apply)
-    owners, shards = mesh.shape["expert"], mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+        return _flat(local, params, x, used, experts.apply)
+    owners = mesh.shape["expert"]
     if n % owners:
         raise UserError(f"mesh.expert={owners} does not divide model.moe.n_experts={n}: use a divisor")
-    if x.shape[0] % shards:
+    if (found := _layout(mesh, x.shape)) is None:
         if owners == 1:
-            return local(params, x, used, experts.apply)
+            return _flat(local, params, x, used, experts.apply)
+        shards = math.prod(mesh.shape[a] for a in (*ROWS, "context"))
         raise UserError(
-            f"{x.shape[0]} tokens (batch x length) do not divide over mesh data x fsdp x expert = {shards}: use a multiple"
+            f"{x.shape[0] * x.shape[1]} tokens ({x.shape[0]} x {x.shape[1]}) do not divide over mesh data x fsdp x expert x "
+            f"context = {shards}: use a multiple"
         )
+    shape, tokens = found
 
     def device(params: Any, x: jax.Array, used: jax.Array):
-        y, sums = local(params, x, used, functools.partial(exchange, owners) if owners > 1 else experts.apply)
-        return jax.lax.psum(y, "tensor"), jax.lax.psum(sums, TOKENS)
+        y, sums = _flat(local, params, x, used, functools.partial(exchange, owners) if owners > 1 else experts.apply)
+        return jax.lax.psum(y, "tensor"), jax.lax.psum(sums, (*ROWS, "context"))
 
-    tokens = PartitionSpec(TOKENS)
     params = {name: params[name] for name in ("router", "experts")}
     where = {
         "router": PartitionSpec(),
@@ -47,7 +51,27 @@ def run(local: Callable, params: Any, x: jax.Array, used: jax.Array, n: int) -> 
     }
     where["experts"]["down"] = {"kernel": PartitionSpec("expert", "tensor", None)}
     where["router"] = jax.tree.map(lambda _: PartitionSpec(), params["router"])
-    return jax.shard_map(device, in_specs=(where, tokens, tokens), out_specs=(tokens, PartitionSpec()))(params, x, used)
+    spread = jax.shard_map(device, in_specs=(where, tokens, tokens), out_specs=(tokens, PartitionSpec()))
+    y, sums = spread(params, x.reshape(*shape, -1), used.reshape(shape))
+    return y.reshape(x.shape), sums
+
+
+def _flat(local: Callable, params: Any, x: jax.Array, used: jax.Array, product: Callable) -> tuple[jax.Array, Any]:
+    y, sums = local(params, x.reshape(-1, x.shape[-1]), used.reshape(-1), product)
+    return y.reshape(x.shape), sums
+
+
+def _layout(mesh: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], PartitionSpec] | None:
+    """How tokens [b, l] are split: (the shape to give them, its axes), so that none of them travels; None: they do not divide."""
+    b, length = shape[:2]
+    size = lambda *names: math.prod(mesh.shape[n] for n in names)  # noqa: E731
+    if b % size(*ROWS) == 0 and length % size("context") == 0:
+        return (b, length), PartitionSpec(ROWS, "context")
+    if b % size("data", "fsdp") == 0 and length % size("context", "expert") == 0:
+        return (b, length), PartitionSpec(("data", "fsdp"), ("context", "expert"))
+    if size("context") == 1 and b * length % size(*ROWS) == 0:
+        return (b * length, 1), PartitionSpec(ROWS, None)
+    return None
 
 
 def exchange(owners: int, params: Any, kind: str, x: jax.Array, slots: jax.Array, *, n: int, k: int, capacity: int | None):

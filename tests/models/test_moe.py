@@ -269,6 +269,9 @@ MESHES = [
     {"fsdp": 2, "expert": 2},
     {"data": 2, "tensor": 2, "expert": 2},
     {"data": 4},
+    {"context": 2, "expert": 2},
+    {"fsdp": 2, "context": 2, "expert": 2},
+    {"context": 2, "tensor": 2},
 ]
 
 
