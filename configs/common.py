@@ -20,7 +20,12 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     c.batch_size = batch_size
     c.accumulate = 1  # micro-batches per step
     c.gates = True  # stop a run whose first steps are not what they must be
+    c.profile = ""  # steps to trace, such as 10:15, into <workdir>/profile
+    c.show_sharding = False  # print how each parameter lies on the mesh
     c.optim = ml_collections.ConfigDict(dict(lr=lr, warmup=0, final=0.1, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0))
+    c.optim.name = "adamw"  # adamw | adafactor | muon
+    c.optim.moments = "float32"  # float32 | bfloat16: what moments are kept in between steps
+    c.optim.offload = False  # keep moments in the host's memory
     c.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=1, tensor=1, expert=1, context=1))
     c.rules = ""  # changes of the sharding rules, such as residual=context+tensor
     return c
@@ -46,7 +51,7 @@ def text_data(c: Any, *, length: int, vocab_size: int, characters: int = 2_400_0
 
 MAIN = (
     "max_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "positions", "norm", "activation", "bias",
-    "tied", "rope_theta", "norm_eps", "dtype", "remat", "unroll",
+    "tied", "rope_theta", "norm_eps", "attention", "dtype", "remat", "unroll",
 )  # fmt: skip
 
 

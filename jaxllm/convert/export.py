@@ -22,7 +22,8 @@ from jaxllm.core.tree import flatten
 from jaxllm.core.types import Model, Params, UserError
 
 SHARD_BYTES = 5 * 10**9
-NOT_ARCHITECTURE = {"dtype": "float32", "remat": "none", "unroll": False}  # what a published config does not hold
+# what a published config does not hold
+NOT_ARCHITECTURE = {"attention": "auto", "dtype": "float32", "remat": "none", "unroll": False}
 
 
 def save(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxllm.core.sharding import shard
 from jaxllm.core.spec import Spec, SpecTree, count, stack
 from jaxllm.core.types import Head, Model, Output, Params
-from jaxllm.models import attention, ffn, mla, moe
+from jaxllm.models import attention, ffn, kernels, mla, moe
 from jaxllm.models import stack as layer_stack
 from jaxllm.models.decoder_config import DecoderConfig, validate
 from jaxllm.models.layers import (
@@ -139,14 +140,16 @@ class Frame(NamedTuple):
 
 def frame_of(c: DecoderConfig, shape: tuple[int, int], segments: Any, positions: Any, cache: Any) -> Frame:
     """The Frame of a call on [b, l] tokens."""
+    windows, given = set(c.windows or (0,)), segments
     segments = jnp.ones(shape, jnp.int32) if segments is None else segments
-    windows = set(c.windows or (0,))
     if cache is not None:
         positions = cache.length[:, None] + jnp.arange(shape[1])[None, :] if positions is None else positions
         masks = {w: cache.mask(positions, w) for w in windows}
     else:
         positions = segment_positions(segments) if positions is None else positions
-        masks = {w: attention.causal_mask(segments, w) for w in windows}
+        widths = (c.dim_head,) * 2 if c.mla is None else (c.mla.nope_dim + c.mla.rope_dim, c.mla.value_dim)
+        see = partial(kernels.see, c.attention, given, shape, widths=widths, dtype=c.dtype, softcap=c.attention_softcap)
+        masks = {w: see(window=w) for w in windows}
     return Frame(positions, segments != 0, masks, {w: _rotation(c, w) for w in windows})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jaxllm.core.types import UserError
-from jaxllm.models import ffn, moe
+from jaxllm.models import ffn, kernels, moe
 from jaxllm.models import stack as layer_stack
 from jaxllm.models.layers import RopeScaling, padded
 from jaxllm.models.mla import MLAConfig
@@ -47,8 +47,9 @@ class DecoderConfig:
     mtp_layers: int = 0  # multi-token prediction: extra layers that predict further tokens
     n_outputs: int | None = None  # the head predicts the first n_outputs ids only; None: all
     norm_eps: float = 1e-5
+    attention: str = "auto"  # the kernel: auto | plain | blocks | ring | splash | cudnn (see `kernels`)
     dtype: str = "float32"  # of activations; parameters stay float32
-    remat: str = "none"  # none | dots | full
+    remat: str = "none"  # of stack.POLICIES: none | dots | attention | full | offload
     unroll: bool = False
 
     @property
@@ -72,6 +73,7 @@ ALLOWED = {
     "positions": ("rope", "learned"),
     "norm": ("rmsnorm", "rmsnorm_offset", "layernorm"),
     "activation": tuple(ffn.KINDS),
+    "attention": ("auto", *kernels.KERNELS),
     "remat": tuple(layer_stack.POLICIES),
     "dtype": ("float32", "bfloat16", "float16"),
 }

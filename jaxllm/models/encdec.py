@@ -1,4 +1,7 @@
-"""The encoder-decoder of T5 (arXiv 1910.10683), v1.0, v1.1 and FLAN: relative positions, attention scores that are not scaled."""
+"""The encoder-decoder of T5 (arXiv 1910.10683), v1.0, v1.1 and FLAN: relative positions, attention scores that are not scaled.
+
+Relative positions are a bias on the scores, so attention is the plain one, which forms scores [b, h, l, s] (see `kernels`).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class EncDecConfig:
     max_distance: int = 128
     norm_eps: float = 1e-6
     dtype: str = "float32"  # of activations; parameters stay float32
-    remat: str = "none"  # none | dots | full
+    remat: str = "none"  # of stack.POLICIES: none | dots | attention | full | offload
     unroll: bool = False
 
     @property

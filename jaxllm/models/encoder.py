@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxllm.core.sharding import shard
 from jaxllm.core.spec import Spec, SpecTree, count, stack
 from jaxllm.core.types import Head, Model, Output, UserError
-from jaxllm.models import attention, ffn
+from jaxllm.models import attention, ffn, kernels
 from jaxllm.models import stack as layer_stack
 from jaxllm.models.layers import ACTIVATIONS, dense, norm, norm_specs, normal, padded, segment_positions, zeros
 
@@ -36,8 +36,9 @@ class EncoderConfig:
     mlm: bool = True  # the masked-LM transform and head are there
     tied: bool = True  # the masked-LM head is the embedding transposed
     pooler: bool = False  # dense and tanh over the first position, for heads on whole sequences
+    attention: str = "auto"  # the kernel: auto | plain | blocks | ring | splash | cudnn (see `kernels`)
     dtype: str = "float32"  # of activations; parameters stay float32
-    remat: str = "none"  # none | dots | full
+    remat: str = "none"  # of stack.POLICIES: none | dots | attention | full | offload
     unroll: bool = False
 
     @property
@@ -47,6 +48,7 @@ class EncoderConfig:
 
 ALLOWED = {
     "activation": tuple(kind for kind, (_, gated) in ffn.KINDS.items() if not gated),
+    "attention": ("auto", *kernels.KERNELS),
     "remat": tuple(layer_stack.POLICIES),
     "dtype": ("float32", "bfloat16", "float16"),
 }
@@ -133,19 +135,21 @@ def apply(
     if cache is not None or context is not None:
         raise ValueError("an encoder takes neither `cache` nor `context`")
     x = params["embed"]["tokens"][tokens] if embeds is None else embeds
+    widths = (c.d_model // c.n_heads,) * 2
+    mask = kernels.see(c.attention, segments, x.shape[:2], causal=False, widths=widths, dtype=c.dtype)
     segments = jnp.ones(x.shape[:2], jnp.int32) if segments is None else segments
     positions = segment_positions(segments) if positions is None else positions
     x = x + params["embed"]["positions"][c.position_offset + jnp.minimum(positions, c.max_length - 1)]
     x = x + params["embed"]["types"][jnp.zeros_like(segments) if types is None else types]
     x = norm(params["embed"]["norm"], shard(x.astype(c.dtype), "batch", "residual", None), c.norm_eps)
     x, _, aux = layer_stack.run(
-        _block(c, attention.full_mask(segments)), params["layers"], x, None,
+        _block(c, mask), params["layers"], x, None,
         remat=c.remat, unroll=c.unroll, tap="layer_inputs" in taps,
     )  # fmt: skip
     return Output(_transform(c, params["transform"], x) if c.mlm else x, None, {**aux, "states": x})
 
 
-def _block(c: EncoderConfig, mask: jax.Array):
+def _block(c: EncoderConfig, mask: Any):
     """One post-norm layer: each sum with the residual stream is normalised."""
 
     def block(params, x, cache):

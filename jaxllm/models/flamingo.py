@@ -99,6 +99,10 @@ class Cache:
     length: jax.Array
     seen: Seen | None = None
 
+    def mask(self, positions: jax.Array, window: int = 0) -> jax.Array:
+        """As a KVCache's."""
+        return attention.cache_mask(positions, self.layers[0][0].shape[2], window)
+
 
 def validate(c: FlamingoConfig) -> None:
     """Raises UserError on the first thing that cannot be built."""
