@@ -13,6 +13,7 @@ def get_config(variant=None):
     c.samples = 64  # completions a prompt: the largest n
     c.sample_batch = 256
     c.temperature = 1.0
+    c.int8 = False  # draw with the kernels of attention and feed-forward rounded to int8
     c.max_prompt = 0  # 0: what the context leaves; longer prompts are left out
     c.max_new_tokens = 0  # 0: 36 in the instr world, else what 95 % of the file's solutions fit in
     c.data = ml_collections.ConfigDict()

@@ -40,6 +40,7 @@ def get_config(variant=None):
     c.overlong = "keep"  # what becomes of completions without an end: keep, mask, shape (a penalty near the longest length)
     c.max_prompt = 0  # 0: what the context leaves; longer prompts are left out
     c.max_new_tokens = 0  # 0: 36 in the instr world, else what 95 % of the file's solutions fit in
+    c.slots = 0  # rows decoded at once (on each device of mesh.data), others take their place as they end; 0: all of a rollout
     lora(c)
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # rows of GSM8K, or with prompt and answer; empty: tasks of the instr world

@@ -39,7 +39,7 @@ def curves(proxy, gold, samples):
     return {n: tuple(mean_interval(best_of_n(proxy, values, n)) for values in (proxy, gold)) for n in ns}
 
 
-def draw(found, title):
+def plot(found, title):
     """The figure: score against n, with intervals, on a logarithmic axis."""
     x = [float(np.log2(n)) for n in found]
     sides = {name: [values[i] for values in found.values()] for i, name in enumerate(("what chooses", "what judges"))}
@@ -72,10 +72,9 @@ def draw_and_score(config, run):
         common.same_tokenizer(base, judge)
     new = verifiable.completion_tokens(config, base.tokenizer, tasks)
     tasks, prompts = verifiable.prompt_columns(config, run, base, verifiable.some(tasks, chosen), new)
-    wide = {name: np.repeat(column, config.samples, axis=0) for name, column in prompts.items()}
-    sample = completions.sampler(base.model, base.tokenizer, max_new_tokens=new, temperature=config.temperature)
-    key = jax.random.key(config.seed)
-    done = completions.complete(sample, base.params["policy"], base.tokenizer, wide, key, config.sample_batch)
+    options = {"max_new_tokens": new, "temperature": config.temperature, "int8": config.int8}
+    draw = completions.drawer(base, prompts, config.samples, config.sample_batch, **options)
+    done = draw(base.params["policy"], jax.random.key(config.seed))
     rows = [row for row in tasks.rows for _ in range(config.samples)]
     scores = verifiable.score_texts(functions, weights, rows, done.texts, done.ended, done.lengths)
     for line in combine.describe(scores):
@@ -103,7 +102,7 @@ def main(config, run):
         run.log(n, values)
         metrics |= {f"{name}/{n}": value for name, value in values.items()}
         run.note(f"best of {n}: chosen by {by}, judged {judged}, KL from the model at most {values['kl_bound']:.2f} nats")
-    run.figure("best_of_n", draw(found, f"Best of n on {tasks.where}"))
+    run.figure("best_of_n", plot(found, f"Best of n on {tasks.where}"))
     write_best(run, tasks, texts, proxy)
     gain = found[config.samples][0].mean - found[1][0].mean
     claims = [at_least("gain of the best of all in what chooses", gain, 0.0)]

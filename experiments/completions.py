@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxllm.adapt import quantize
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
-from jaxllm.generate import decode
+from jaxllm.generate import decode, engine
+from jaxllm.models import paged
+from jaxllm.train import processes
+
+PAGE = 16  # positions of a page, where rows are served from a queue
 
 
 class Completions(NamedTuple):
@@ -40,19 +45,30 @@ def prompt_columns(tokenizer: Any, prompts: list, max_prompt: int, where: str = 
 
 def sampler(
     model: Any, tokenizer: Any, *, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-    mesh: Any = None,
+    mesh: Any = None, group: int = 1, slots: int = 0, int8: bool = False,
 ) -> Any:  # fmt: skip
-    """A compiled (params, {tokens, lengths}, key, row_offset) -> (Samples, sequence record); over a mesh of `data` alone."""
-    stop = chat.stop_ids(tokenizer)
+    """A compiled (params, {tokens, lengths}, key, row_offset) -> (Samples, sequence record); over a mesh of `data` alone.
 
-    def rows(params: Any, tokens: Any, lengths: Any, key: Any, row_offset: Any) -> Any:
-        return decode.generate(
-            model, params, tokens, lengths, key, max_new_tokens=max_new_tokens, stop=stop,
-            temperature=temperature, top_k=top_k, top_p=top_p, row_offset=row_offset,
-        )  # fmt: skip
+    group: completions of each prompt, as neighbours, from one prefill. slots above 0: continuous batching with so many rows
+    at once (on each device of `data`), whose places others take as they end; the samples are the same. int8: the kernels of
+    attention and feed-forward are rounded for sampling.
+    """
+    options = {
+        "max_new_tokens": max_new_tokens, "stop": chat.stop_ids(tokenizer), "temperature": temperature, "top_k": top_k,
+        "top_p": top_p,
+    }  # fmt: skip
+
+    def rows(params: Any, tokens: Any, lengths: Any, key: Any, row_offset: Any, group: int = group) -> Any:
+        given = (model, quantize.quantize(model, params) if int8 else params, tokens, lengths, key)
+        if not slots:
+            return decode.generate(*given, group=group, row_offset=row_offset, **options)
+        most = min(slots, group * len(lengths))
+        pages = -(-(tokens.shape[1] + max_new_tokens) // PAGE) * most
+        pool = paged.empty(model, slots=most, pages=pages, page=PAGE)
+        return engine.serve(*given, pool, group=group, row_offset=row_offset, **options).samples
 
     if mesh is not None and mesh.size == mesh.shape["data"] > 1:
-        rows = decode.over_data(rows, mesh)
+        rows = decode.over_data(rows, mesh, group)
 
     @jax.jit
     def sample(params: Any, prompts: dict, key: Any, row_offset: Any):
@@ -62,16 +78,27 @@ def sampler(
     return sample
 
 
-def complete(sample: Any, params: Any, tokenizer: Any, prompts: dict[str, np.ndarray], key: Any, batch_size: int) -> Completions:
-    """Completions of all prompts, batch_size at a time; the last batch is filled up so that nothing compiles twice."""
-    n = len(prompts["lengths"])
+def complete(
+    sample: Any, params: Any, tokenizer: Any, prompts: dict[str, np.ndarray], key: Any, batch_size: int, group: int = 1
+) -> Completions:
+    """`group` completions (the sampler's) of all prompts, batch_size at a time; the last batch is filled up: one compilation."""
+    n, at = len(prompts["lengths"]), max(1, batch_size // group)
     texts: list[str] = []
     kept: list[Any] = []
-    for start in range(0, n, batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), n - 1)
-        s, record = jax.device_get(sample(params, {k: v[index] for k, v in prompts.items()}, key, start))
+    for start in range(0, n, at):
+        index = np.minimum(np.arange(start, start + at), n - 1)
+        s, record = processes.on_host(sample(params, {k: v[index] for k, v in prompts.items()}, key, start * group))
         kept.append((record, s.stopped, s.lengths - s.prompt_lengths))
         ends = s.lengths - s.stopped  # without the stop token
         texts += [tokenizer.decode(t[a:b].tolist()) for t, a, b in zip(s.tokens, s.prompt_lengths, ends, strict=True)]
-    record, ended, lengths = jax.tree.map(lambda *xs: np.concatenate(xs)[:n], *kept)
-    return Completions(texts[:n], ended, lengths, record)
+    record, ended, lengths = jax.tree.map(lambda *xs: np.concatenate(xs)[: n * group], *kept)
+    return Completions(texts[: n * group], ended, lengths, record)
+
+
+def drawer(loaded: Any, prompts: dict[str, np.ndarray], samples: int, batch_size: int, **options: Any) -> Any:
+    """draw(params, key) -> Completions: `samples` neighbours of every prompt, about batch_size at once; options: `sampler`'s."""
+    # what is drawn at once is at most batch_size, and a prompt is read once for a whole part of its samples
+    group = max(g for g in range(1, samples + 1) if samples % g == 0 and g <= max(1, batch_size))
+    sample = sampler(loaded.model, loaded.tokenizer, group=group, **options)
+    wide = {name: np.repeat(column, samples // group, axis=0) for name, column in prompts.items()}
+    return lambda params, key: complete(sample, params, loaded.tokenizer, wide, key, batch_size, group)

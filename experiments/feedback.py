@@ -69,13 +69,13 @@ class Drawn(NamedTuple):
 
 def make_sample(config: Any, base: Any, tasks: verifiable.Tasks, prompts: dict, new: int) -> Callable:
     """sample(run directory, round) -> Drawn: config.samples completions of every prompt."""
-    draw = completions.sampler(base.model, base.tokenizer, max_new_tokens=new, temperature=config.temperature)
-    wide = {name: np.repeat(column, config.samples, axis=0) for name, column in prompts.items()}
+    options = {"max_new_tokens": new, "temperature": config.temperature}
+    draw = completions.drawer(base, prompts, config.samples, config.sample_batch, **options)
 
     def sample(policy: str, index: int) -> Drawn:
         params = launch.load(policy, default="sft").params["policy"]
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        return Drawn(policy, completions.complete(draw, params, base.tokenizer, wide, key, config.sample_batch))
+        return Drawn(policy, draw(params, key))
 
     return sample
 

@@ -40,13 +40,13 @@ def check(config):
 
 def make_sample(config, base, prompts, new):
     """sample(run directory, index) -> Completions of every prompt, `samples` neighbours each."""
-    draw = completions.sampler(base.model, base.tokenizer, max_new_tokens=new, temperature=config.temperature)
-    wide = {name: np.repeat(column, config.samples, axis=0) for name, column in prompts.items()}
+    options = {"max_new_tokens": new, "temperature": config.temperature}
+    draw = completions.drawer(base, prompts, config.samples, config.sample_batch, **options)
 
     def sample(policy, index):
         params = launch.load(policy, default="sft").params["policy"]
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        return completions.complete(draw, params, base.tokenizer, wide, key, config.sample_batch)
+        return draw(params, key)
 
     return sample
 

@@ -33,8 +33,19 @@ def warp(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: 
 
 
 def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    """One token per row from its own key: keys [b], logits [b, v] -> int32 [b]. Rows do not affect each other."""
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    """One token per row from its own key: keys [b], logits [b, v] -> int32 [b]. Rows do not affect each other.
+
+    The draws of jax.random.categorical: the largest of logits and Gumbel noise.
+    """
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], logits.dtype))(keys)
+    return first_largest(logits + noise)
+
+
+def first_largest(x: jax.Array) -> jax.Array:
+    """The argmax of [b, v], int32 [b]. On a CPU XLA walks jnp.argmax (and makes its input) element by element: 4 to 6 times
+    the time of two plain reductions."""
+    index = jnp.where(x == x.max(axis=-1, keepdims=True), jnp.arange(x.shape[-1], dtype=jnp.int32)[None, :], x.shape[-1])
+    return jnp.minimum(index.min(axis=-1), x.shape[-1] - 1).astype(jnp.int32)  # of nan alone: the last
 
 
 def choose(keys: jax.Array, logits: jax.Array, *, temperature: float, top_k: int, top_p: float):
@@ -43,7 +54,7 @@ def choose(keys: jax.Array, logits: jax.Array, *, temperature: float, top_k: int
     At temperature 0 the token is the argmax, its sampling log-probability is 0, and no key is used.
     """
     if temperature == 0:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token = first_largest(logits)
         return token, jnp.zeros(token.shape), _logp(logits, token)
     warped = warp(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     token = draw(keys, warped)

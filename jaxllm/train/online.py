@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
+from jaxllm.train.compiled import counted
 from jaxllm.train.step import Step, settled
 
 Rollout = Callable[[Params, Batch, Key], Batch]
@@ -37,7 +37,7 @@ def make_online_step(
     running baseline); the state's optimizer is then `remembering(tx, memory)`, so that checkpoints hold it, and reward and
     prepare find it as frozen["memory"].
     """
-    collect = collect or once
+    collect, update = collect or once, counted(update, "the update")
 
     @jax.jit
     def shuffled(batch: Batch, key: Key) -> list[Batch]:
@@ -119,12 +119,6 @@ def _fill(kept: Any, new: Any) -> Any:
     return jax.tree.map(take, rows), good[order]
 
 
-def repeated(rollout: Rollout, group: int) -> Rollout:
-    """rollout with every prompt `group` times, as neighbours: what group advantages expect."""
-    again = jax.jit(partial(jax.tree.map, lambda x: jnp.repeat(x, group, axis=0)))
-    return lambda params, prompts, key: rollout(params, settled(again(prompts)), key)
-
-
 class Remembering(NamedTuple):
     """An optimizer's state and what else a run has to remember between iterations."""
 
@@ -148,8 +142,12 @@ def remembering(tx: optax.GradientTransformation, memory: Any) -> optax.Gradient
 def _remember(state: TrainState, observe: Callable[[Any, Metrics], Any], metrics: Metrics) -> TrainState:
     """The state with the memory after this iteration, every leaf where it was: the compiled update expects that."""
     old = state.opt_state.memory
-    # copies: the update donates them, and metrics may share the buffers of what observe has left as it was
-    new = jax.tree.map(lambda x, like: jax.device_put(jnp.copy(x), like.sharding), observe(old, metrics), old)
+
+    def one(x: jax.Array, like: jax.Array) -> jax.Array:
+        x = jnp.copy(x)  # the update donates it, and metrics may share the buffers of what observe has left as it was
+        return jax.device_put(x, like.sharding) if like.committed else x  # a new placement would compile the update again
+
+    new = jax.tree.map(one, observe(old, metrics), old)
     return state.replace(opt_state=state.opt_state._replace(memory=new))
 
 

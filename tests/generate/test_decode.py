@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.core import ops, sharding
+from jaxllm.core import ops, sharding, spec
+from jaxllm.core.types import Output
 from jaxllm.generate.decode import generate, over_data, to_record
 from jaxllm.generate.sampling import warp
 from jaxllm.generate.stream import make_streamer
@@ -156,3 +157,53 @@ def test_rows_over_a_data_mesh_are_the_rows_of_one_device():
     np.testing.assert_array_equal(whole, split)
     with pytest.raises(ValueError, match="data"):
         over_data(sample, sharding.make_mesh({"data": 2, "tensor": 2}))
+
+
+def test_a_group_from_one_prefill_is_the_group_of_repeated_prompts(style):
+    sample = {"max_new_tokens": NEW, "temperature": 1.0, "stop": (3, 4)}
+    whole = fast_jit(partial(generate, style.model, **sample))(
+        style.params, PROMPTS.repeat(3, 0), LENGTHS.repeat(3), jax.random.key(5)
+    )
+    group = fast_jit(partial(generate, style.model, group=3, **sample))(style.params, PROMPTS, LENGTHS, jax.random.key(5))
+    for name in ("tokens", "lengths", "prompt_lengths", "mask", "stopped"):
+        np.testing.assert_array_equal(getattr(group, name), getattr(whole, name), err_msg=name)
+    np.testing.assert_allclose(group.logps, whole.logps, atol=1e-5)
+
+
+def test_a_group_reads_its_prompt_once():
+    chain.CALLS.clear()
+    fn = jax.jit(partial(generate, chain.MODEL, max_new_tokens=3, temperature=0.0, group=4))
+    out = jax.block_until_ready(fn(chain.PARAMS, np.array([[1, 2], [4, 0]]), np.array([2, 1]), jax.random.key(0)))
+    jax.effects_barrier()
+    assert chain.CALLS == [(2, 2), (8, 1), (8, 1)]
+    np.testing.assert_array_equal(out.tokens, [[1, 2, 3, 4, 5]] * 4 + [[4, 5, 6, 7, 0]] * 4)
+
+
+@pytest.mark.parametrize("prompts", [4, 2, 1])
+def test_groups_over_a_data_mesh_are_the_groups_of_one_device(prompts):
+    """Four devices, groups of four: whole groups, half a group, and one row of a group on each."""
+    mesh = sharding.make_mesh({"data": 4})
+    model = chain.MODEL._replace(apply=lambda p, tokens, *, cache, **_: Output(jax.nn.one_hot(tokens, chain.V), cache))
+
+    def sample(params, prompts, lengths, key, row_offset, group=4):
+        return generate(model, params, prompts, lengths, key, max_new_tokens=NEW, row_offset=row_offset, group=group).tokens
+
+    given = (chain.flat(np.zeros(chain.V)), jnp.asarray(PROMPTS[:prompts]), jnp.asarray(LENGTHS[:prompts]), jax.random.key(3), 5)
+    with sharding.use(mesh):
+        split = jax.jit(over_data(sample, mesh, group=4))(*given)
+    whole = np.asarray(jax.jit(sample)(*given))
+    np.testing.assert_array_equal(whole, split)
+    assert len({row.tobytes() for row in whole}) == 4 * prompts
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 2, "tensor": 2}, {"context": 2}], ids=["fsdp x tensor", "context"])
+def test_a_sharded_model_answers_the_same(sizes):
+    """What `over_data` refuses, the compiler splits."""
+    model, mesh = decoder.make(STYLES["llama"]), sharding.make_mesh(sizes)
+    params = weights(model.specs, seed=4)
+    fn = fast_jit(lambda *a: generate(model, *a, max_new_tokens=NEW, temperature=0.0, group=2).tokens)
+    whole = fn(params, PROMPTS, LENGTHS, jax.random.key(0))
+    with sharding.use(mesh):
+        placed = jax.tree.map(jax.device_put, params, spec.shardings(model.specs, mesh, sharding.RULES))
+        split = fn(placed, *sharding.put_batch((PROMPTS, LENGTHS), mesh), jax.random.key(0))
+    np.testing.assert_array_equal(whole, split)

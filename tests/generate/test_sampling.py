@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.generate.sampling import draw, warp
+from jaxllm.generate.sampling import draw, first_largest, warp
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (6, 20)).astype(np.float32)
 
@@ -65,3 +65,12 @@ def test_frequencies_of_draws_are_the_probabilities():
     assert drawn[expected == 0].sum() == 0
     chi2 = ((drawn - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
     assert chi2 < 30, (drawn, expected)  # 5 degrees of freedom: by chance once in 70,000 seeds
+
+
+def test_draws_are_those_of_categorical_and_ties_go_to_the_first():
+    keys = jax.vmap(jax.random.key)(jnp.arange(300))
+    logits = warp(jnp.tile(jnp.asarray(LOGITS), (50, 1)), temperature=0.8, top_k=6)
+    np.testing.assert_array_equal(draw(keys, logits), jax.vmap(jax.random.categorical)(keys, logits))
+    tied = jnp.asarray([[1.0, 3.0, 3.0], [-jnp.inf, -jnp.inf, -jnp.inf], [2.0, 0.0, 2.0]])
+    np.testing.assert_array_equal(first_largest(tied), jnp.argmax(tied, axis=-1))
+    assert int(first_largest(jnp.asarray([[jnp.nan, jnp.nan]]))[0]) == 1

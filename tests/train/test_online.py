@@ -11,7 +11,7 @@ import pytest
 from jaxllm.core.types import Mean, mean_of
 from jaxllm.losses import policy
 from jaxllm.train.loop import fit
-from jaxllm.train.online import make_online_step, masked_sum, once, remembering, repeated, until_informative
+from jaxllm.train.online import make_online_step, masked_sum, once, remembering, until_informative
 from jaxllm.train.step import init_state, make_train_step
 from tests.losses import bigram
 
@@ -89,11 +89,6 @@ def test_it_is_a_step_of_the_loop(online):
 def test_masked_sum():
     values = jnp.array([[1.0, jnp.nan], [2.0, 3.0]])
     np.testing.assert_array_equal(masked_sum(values, jnp.array([[True, False], [True, True]])), [1, 5])
-
-
-def test_repeated_puts_a_prompts_rows_beside_each_other():
-    got = repeated(lambda params, prompts, key: prompts, 3)(None, {"tokens": jnp.arange(4).reshape(2, 2)}, None)
-    np.testing.assert_array_equal(got["tokens"], [[0, 1]] * 3 + [[2, 3]] * 3)
 
 
 def sampling(informative_prompts, prompts, parts, group=2):
@@ -217,7 +212,8 @@ def grpo_step(token_loss, normalise, valid):
     loss_fn = policy.group_loss(bigram.MODEL, token_loss)
     state, _ = init_state({"policy": bigram.params(0)}, tx)
     update = jax.jit(make_train_step(loss_fn, tx, accumulate=2), donate_argnums=0)
-    rollout = repeated(jax.jit(rollout), GROUP)
+    alone = jax.jit(rollout)
+    rollout = lambda params, prompts, key: alone(params, jnp.repeat(prompts, GROUP, axis=0), key)  # noqa: E731
     return make_online_step(rollout, reward, jax.jit(prepare), update, epochs=2, minibatches=2, collect=once), state
 
 
