@@ -7,11 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+KEPT = jax.checkpoint_policies
+# what the backward pass finds in memory, from the least recomputation to the most; `attention_total`: what fused attention
+# needs beside its output
 POLICIES = {
-    "none": None,  # keep every intermediate
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products, recompute the rest
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep only the layers' inputs
+    "none": None,  # every intermediate
+    "dots": KEPT.dots_with_no_batch_dims_saveable,  # products with weights; the rest is recomputed
+    "attention": KEPT.save_only_these_names("attention_out", "attention_total"),  # attention's outputs and the layers' inputs
+    "full": KEPT.nothing_saveable,  # the layers' inputs
+    "offload": KEPT.save_and_offload_only_these_names(  # the layers' inputs, in the host's memory
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input"], offload_src="device", offload_dst="pinned_host"
+    ),
 }
 
 
@@ -30,11 +38,10 @@ def run(
     n = len(layers) if isinstance(layers, tuple) else jax.tree.leaves(layers)[0].shape[0]
     if caches is not None or isinstance(layers, tuple):
         return _each(blocks, layers, x, [None] * n if caches is None else caches, tap)
-    one = [_remat(block, remat) for block in blocks]
-    p, groups = len(one), n // len(one)
-    x, aux = _scan(one, _part(layers, 0, groups * p, n), x, groups, unroll, tap)
+    p, groups = len(blocks), n // len(blocks)
+    x, aux = _scan(blocks, _part(layers, 0, groups * p, n), x, groups, remat, unroll, tap)
     if rest := n - groups * p:
-        x, more = _scan(one[:rest], _part(layers, groups * p, n, n), x, 1, unroll, tap)
+        x, more = _scan(blocks[:rest], _part(layers, groups * p, n, n), x, 1, remat, unroll, tap)
         aux = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), aux, more) if groups else more
     return x, None, aux
 
@@ -43,17 +50,25 @@ def _part(layers: Any, start: int, stop: int, n: int) -> Any:
     return layers if (start, stop) == (0, n) else jax.tree.map(lambda a: a[start:stop], layers)
 
 
-def _remat(block: Callable, remat: str) -> Callable:
+def _remat(block: Callable, remat: str, inline: bool) -> Callable:
     if POLICIES[remat] is None:
         return block
-    return jax.checkpoint(block, policy=POLICIES[remat], prevent_cse=False)
+
+    def named(params: Any, x: jax.Array, cache: Any) -> Any:
+        return block(params, checkpoint_name(x, "layer_input"), cache)
+
+    # outside a loop the compiler would find the forward pass's values and keep them instead of recomputing
+    return jax.checkpoint(named, policy=POLICIES[remat], prevent_cse=inline)
 
 
-def _scan(blocks: list, layers: Any, x: jax.Array, groups: int, unroll: bool, tap: bool) -> tuple[jax.Array, Any]:
+def _scan(
+    blocks: tuple, layers: Any, x: jax.Array, groups: int, remat: str, unroll: bool, tap: bool
+) -> tuple[jax.Array, Any]:  # fmt: skip
     """Groups of len(blocks) layers: (x, aux [n, ...])."""
     p = len(blocks)
     if groups == 0:
         return x, {}
+    blocks = tuple(_remat(block, remat, unroll or groups == 1) for block in blocks)
 
     def body(x: jax.Array, group: Any) -> tuple[jax.Array, Any]:
         found = []

@@ -17,10 +17,16 @@ Step = Callable[[TrainState, Params, Batch, Key], tuple[TrainState, dict[str, Me
 
 def init_state(params: Params, tx: optax.GradientTransformation, trainable: str = ".*") -> tuple[TrainState, Params]:
     """(state of the leaves whose path matches `trainable`, the frozen others). The optimizer only sees the former."""
+    chosen, frozen = split_trainable(params, trainable)
+    return TrainState(jnp.int32(0), chosen, tx.init(chosen)), frozen
+
+
+def split_trainable(params: Params, trainable: str) -> tuple[Params, Params]:
+    """(the leaves whose path matches `trainable`, the others)."""
     chosen, frozen = partition(params, trainable)
     if not chosen:
         raise ValueError(f"trainable={trainable!r} matches no parameter")
-    return TrainState(jnp.int32(0), chosen, tx.init(chosen)), frozen
+    return chosen, frozen
 
 
 def trained_roots(params: Params, frozen: Params) -> Params:
