@@ -12,11 +12,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxllm import settings
+from jaxllm import cluster, settings
 from jaxllm.core.types import UserError
 from jaxllm.report import run as runs
 from jaxllm.report.console import say
@@ -41,7 +41,8 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
         if "--debug" in argv:
             traceback.print_exc()
         _exit(_user_error(error))
-    config, workdir, debug, extra, text = command
+    config, workdir, debug, extra, text, processes = command
+    os.environ.update(processes)
 
     def work() -> None:
         _check_shared(argv)
@@ -50,19 +51,30 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
     _exit(guard(work, workdir, text, debug=debug))
 
 
-def tool(main: Callable, name: str, flags: Mapping[str, Any], *, argv: list | None = None) -> None:
-    """For experiments that read a run instead of making one: main(**flags), no config, no run directory."""
+def tool(
+    main: Callable, name: str, flags: Mapping[str, Any], *, argv: list | None = None, config: str = "", before: Any = None
+) -> None:
+    """For experiments that read a run instead of making one: main(**flags), no run directory.
+
+    config: the experiment whose config is the default; then main(config, **flags). before(flags): what must be set before jax
+    looks for devices.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
-        return print(settings.help_text(name, sys.modules[main.__module__].__doc__, flags, configured=False))
+        return print(settings.help_text(name, sys.modules[main.__module__].__doc__, flags, configured=bool(config)))
     try:
-        given, debug = settings.parse_flags(argv, flags)
+        if config and any(arg.startswith("--help-config") for arg in argv):
+            return print(settings.help_config(argv, config))
+        command = settings.parse(argv, config, flags) if config else None
+        given, debug = (command.extra, command.debug) if command else settings.parse_flags(argv, flags)
     except ValueError as error:
         _exit(_user_error(error))
 
     def work() -> None:
+        if before is not None:
+            before(given)
         prepare_jax()
-        main(**given)
+        main(*([command.config] if command else []), **given)
 
     _exit(guard(work, None, settings.command_text(name, argv), debug=debug))
 
@@ -117,10 +129,20 @@ def execute(
         config.update_from_flattened_dict(chosen)
     runs.make_dir(workdir)
     first = prepare_jax() == 0
-    with runs.lock(workdir) if first else contextlib.nullcontext():
+    from jaxllm.train import processes
+
+    with runs.lock(workdir) if first else _silent():
         opened = runs.open_run(workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first)
         main(config, opened, **extra)
+        processes.barrier()  # result.json is there when any of them reads it
     return runs.finished(workdir)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Only the first of several processes prints; errors and warnings of all are seen."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 # ---- processes and caches
@@ -135,7 +157,7 @@ def _check_shared(argv: list[str]) -> None:
 
 def _distributed(environ: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        return distributed_arguments(environ)
+        return cluster.distributed_arguments(environ)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -153,7 +175,9 @@ def prepare_jax() -> int:
         jax.config.update(option, type(current)(value) if isinstance(current, (int, float)) else value)
     arguments = _distributed(os.environ)
     if arguments is not None and not jax.distributed.is_initialized():
-        jax.distributed.initialize(**arguments)
+        # its handler of SIGTERM only takes a note, and a process that is not in the loop yet must end
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(**{**cluster.TIMEOUTS, **arguments})
     return jax.process_index()
 
 
@@ -170,22 +194,6 @@ def compile_cache(environ: Mapping[str, str]) -> dict[str, str]:
     limits = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "-1"}
     limits = {f"JAX_PERSISTENT_CACHE_{name}": value for name, value in limits.items()}
     return {"JAX_COMPILATION_CACHE_DIR": str(path), **{n: environ.get(n, v) for n, v in limits.items()}}
-
-
-def distributed_arguments(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of jax.distributed.initialize, {} where jax finds them itself, None for a single process."""
-    if address := environ.get("JAX_COORDINATOR_ADDRESS"):
-        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in environ]
-        if missing:
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS is set: also set {' and '.join(missing)}")
-        count, index = int(environ["JAX_NUM_PROCESSES"]), int(environ["JAX_PROCESS_ID"])
-        if count > 1:
-            return {"coordinator_address": address, "num_processes": count, "process_id": index}
-        return None
-    # SLURM_NTASKS also stands in a batch script that srun has not split: only the step's count means peers
-    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in environ:
-        return {}
-    return {} if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 else None
 
 
 # ---- exit codes
@@ -212,6 +220,10 @@ def guard(work: Callable[[], Any], workdir: Path | None, command: str, *, debug:
 def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) -> int:
     if isinstance(error, UserError):
         return _user_error(error)
+    if _lost_peer(error):
+        text = str(error).splitlines()[0][:200]
+        say(f"error: another process of this run was lost ({text}). Continue with:  {command}", stream=sys.stderr)
+        return 75
     if getattr(error, "errno", None) in DISK_ERRORS or any(words in str(error) for words in DISK_WORDS):
         say(f"error: the disk failed: {error}. Make room, then continue with:  {command}", stream=sys.stderr)
         return 74
@@ -240,8 +252,19 @@ def _user_error(error: Exception) -> int:
     return 2
 
 
+def _lost_peer(error: Exception) -> bool:
+    from jaxllm.train import processes
+
+    return processes.lost_peer(error)
+
+
 def _exit(code: int) -> None:
+    """Leave with a code; of several processes each with its own, and without waiting for those that cannot come."""
     sys.stdout.flush()
+    if code and (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
+        from jaxllm.train import processes
+
+        processes.leave(code)
     if code:
         sys.exit(code)
 

@@ -17,8 +17,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxllm import cluster
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FLAGS = {"workdir": "", "debug": False}
+FLAGS = {"workdir": "", "debug": False, **cluster.FLAGS}
 MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 EXPECTED = {
@@ -30,13 +32,14 @@ EXPECTED = {
 
 
 class Command(NamedTuple):
-    """A checked command line: the locked config, where to run, the experiment's flags, how to repeat it."""
+    """A checked command line: the locked config, where to run, the experiment's flags, how to repeat it, the processes."""
 
     config: Any
     workdir: Path
     debug: bool
     extra: dict[str, Any]
     text: str
+    processes: dict[str, str]  # variables of the environment
 
 
 class Item(NamedTuple):
@@ -296,11 +299,12 @@ def parse(argv: list[str], experiment: str, extra: Mapping[str, Any]) -> Command
     clean = [f"--config={config_file}", *(f"--config.{key}={value}" for key, value in typed.items())]
     clean += [f"--{name}={value}" for name, value in given.items()]
     parsed = _flag_values(known, config_file, clean)
+    processes = cluster.flag_environment(parsed.coordinator, parsed.processes, parsed.process)
     with parsed.config.unlocked():  # settings declared as None have no type for absl to parse by
         parsed.config.update_from_flattened_dict({k: v for k, v in values.items() if k not in typed})
     workdir = Path(parsed.workdir or default_workdir(experiment))
     text = command_text(experiment, [*argv, *([] if parsed.workdir else [f"--workdir={workdir}"])])
-    return Command(parsed.config, workdir, parsed.debug, {name: parsed[name].value for name in extra}, text)
+    return Command(parsed.config, workdir, parsed.debug, {name: parsed[name].value for name in extra}, text, processes)
 
 
 def command_text(experiment: str, argv: list[str]) -> str:
@@ -342,7 +346,7 @@ def help_config(argv: list[str], experiment: str) -> str:
 
 def help_text(experiment: str, about: str | None, extra: Mapping, *, configured: bool = True) -> str:
     """What the experiment does and which flags it takes."""
-    shared = "[--config=FILE[:variant]] [--config.a.b=VALUE ...] [--workdir=DIR] [--help-config [section]] "
+    shared = "[--config=FILE[:variant]] [--config.a.b=VALUE ...] [--workdir=DIR] [--help-config [section]] " + cluster.HELP + " "
     own = " ".join(f"[--{name}={default}]" for name, default in extra.items())
     usage = f"Usage: python -m experiments.{experiment} {shared if configured else ''}[--debug] {own}"
     return f"{(about or '').strip()}\n\n{usage}".strip()

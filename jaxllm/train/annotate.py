@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxllm.core.types import Batch, Params
+from jaxllm.train.processes import on_host
 
 
 def map_batches(fn: Callable[[Params, Batch], Any], params: Params, columns: Batch, batch_size: int) -> Any:
@@ -21,7 +22,7 @@ def map_batches(fn: Callable[[Params, Batch], Any], params: Params, columns: Bat
     for start in range(0, rows, batch_size):
         index = np.arange(start, start + batch_size)
         index = np.where(index < rows, index, 0)
-        parts.append(jax.device_get(fn(params, jax.tree.map(lambda x, i=index: x[i], columns))))
+        parts.append(on_host(fn(params, jax.tree.map(lambda x, i=index: x[i], columns))))
     return jax.tree.map(lambda *xs: np.concatenate(xs)[:rows], *parts)
 
 

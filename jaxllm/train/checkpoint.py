@@ -2,7 +2,8 @@
 
 `params`, `opt_state`, `data` and `meta` are separate items, so that the next stage, generation and plain Orbax restore
 `params` alone. Orbax commits a step by a rename, and loads flipped bits without a word: the manifest (crc32 of every file)
-is written after the commit and checked before a restore.
+is written after the commit and checked before a restore. Of several processes, which must see one directory, each writes its
+own shards; process 0 alone looks for damage, moves steps aside and writes manifests, and the others go by what it found.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.core.types import Params, TrainState, UserError
+from jaxllm.train import processes
 
 MANIFEST = "MANIFEST.json"
 
@@ -65,7 +67,7 @@ def open_checkpoints(workdir: Path | str, *, keep: int = 2, warn: Callable[[str]
         )  # fmt: skip
 
     def restore(like: TrainState) -> tuple[TrainState, dict, dict] | None:
-        found = good_steps(directory, warn)
+        found = whole_steps(directory, warn)
         manager.reload()  # it must forget the steps that were moved aside, or it skips saving them again without a word
         if not found:
             return None
@@ -77,7 +79,7 @@ def open_checkpoints(workdir: Path | str, *, keep: int = 2, warn: Callable[[str]
                 data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore(),
             ),
         )  # fmt: skip
-        step = jnp.asarray(items["meta"]["step"], jnp.int32)
+        step = _like(items["meta"]["step"], like.step)
         return TrainState(step, items["params"], items["opt_state"]), items["data"], items["meta"]
 
     def close() -> None:
@@ -85,6 +87,12 @@ def open_checkpoints(workdir: Path | str, *, keep: int = 2, warn: Callable[[str]
         manager.close()
 
     return Checkpoints(directory, save, restore, close)
+
+
+def _like(step: int, x: Any) -> Any:
+    """The step where the state's own counter lies, if that is over several processes."""
+    step = jnp.asarray(step, jnp.int32)
+    return step if getattr(x, "is_fully_addressable", True) else jax.device_put(step, x.sharding)
 
 
 def _abstract(x: Any) -> Any:
@@ -98,7 +106,7 @@ def newest_meta(workdir: Path | str, step: int | None = None) -> dict:
 
 def _step_directory(workdir: Path | str, step: int | None) -> Path:
     directory = Path(workdir).absolute() / "checkpoints"
-    found = good_steps(directory, print)
+    found = whole_steps(directory, print)
     if not found or (step is not None and step not in found):
         have = f"it has steps {found}" if found else "there is none"
         wanted = "a checkpoint" if step is None else f"checkpoint {step}"
@@ -119,7 +127,7 @@ def restore_params(workdir: Path | str, step: int | None = None, like: Params | 
     with ocp.StandardCheckpointer() as checkpointer:
         stored = _stored(checkpointer, where / "params")
         if like is None:
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), stored)
         else:
             _check_shapes(where, like, stored)
@@ -145,6 +153,11 @@ def _check_shapes(where: Path, like: Params, stored: Any) -> None:
     differ = [f"{p}: here {want.get(p)}, there {have.get(p)}" for p in sorted(want | have) if want.get(p) != have.get(p)]
     if differ:
         raise UserError(f"{where}: the checkpoint is of another architecture ({len(differ)} differ): " + "; ".join(differ[:5]))
+
+
+def whole_steps(directory: Path, warn: Callable[[str], None]) -> list[int]:
+    """good_steps as process 0 found them: one process reads the files and moves what is damaged."""
+    return processes.from_first(lambda: good_steps(directory, warn))
 
 
 def good_steps(directory: Path, warn: Callable[[str], None]) -> list[int]:
@@ -196,18 +209,19 @@ def _crc(file: Path) -> int:
 
 
 def _write_manifests(directory: Path, manager: Any) -> None:
-    """A manifest for every committed step that has none. Process 0 only."""
+    """A manifest for every committed step that has none, by process 0; the others wait."""
     manager.wait_until_finished()
-    if jax.process_index() != 0:
+    processes.first_only(lambda: [_write_manifest(directory / str(step)) for step in manager.all_steps()])
+
+
+def _write_manifest(root: Path) -> None:
+    if not root.exists() or (root / MANIFEST).exists():
         return
-    for step in manager.all_steps():
-        root = directory / str(step)
-        if root.exists() and not (root / MANIFEST).exists():
-            files = sorted(p for p in root.rglob("*") if p.is_file())
-            listed = {str(p.relative_to(root)): (p.stat().st_size, _crc(p)) for p in files}
-            part = root / (MANIFEST + ".part")
-            with part.open("w") as f:
-                json.dump({"files": listed}, f)
-                f.flush()
-                os.fsync(f.fileno())
-            part.rename(root / MANIFEST)
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    listed = {str(p.relative_to(root)): (p.stat().st_size, _crc(p)) for p in files}
+    part = root / (MANIFEST + ".part")
+    with part.open("w") as f:
+        json.dump({"files": listed}, f)
+        f.flush()
+        os.fsync(f.fileno())
+    part.rename(root / MANIFEST)
