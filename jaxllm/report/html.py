@@ -39,6 +39,7 @@ th { text-align: left; color: #6b7280; font-weight: 600; font-size: 12.5px; }
 td, th { padding: 5px 10px; border-bottom: 1px solid #eef0f3; vertical-align: top; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } td.mark { width: 30px; font-weight: 700; }
 td.mark.yes { color: #15803d; } td.mark.no { color: #b91c1c; } tr.no td { background: #fef5f5; }
+td.share { width: 40%; } td.share i { display: block; height: 12px; margin-top: 5px; border-radius: 3px; background: #2563eb; }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere;
   font: 12.5px/1.45 ui-monospace, Menlo, Consolas, monospace; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
@@ -132,6 +133,7 @@ def _sections(run_dir: Path) -> list[str]:
         _warnings(run_dir),
         _figures(run_dir),
         _plots(series),
+        _times(run_dir, series),
         _samples(run_dir),
         _details(run_dir, result.get("metrics", {}), series),
     ]
@@ -150,8 +152,10 @@ def _cards(run_dir: Path, metrics: Mapping[str, Any], series: Mapping[str, Any])
     if rows:
         cards.append(("steps", f"{max(row['step'] for row in rows):,}"))
         cards.append(("wall time of training", duration(rows[-1]["t"] - rows[0]["t"])))
-    if speed := series.get("perf/tokens_per_sec"):
+    if speed := series.get("perf/tokens_per_second"):
         cards.append(("tokens per second, median", quantity(statistics.median(speed[1]))))
+    if mfu := series.get("perf/mfu"):
+        cards.append(("MFU, median", f"{statistics.median(mfu[1]):.1%}"))
     cards += [(name, _number(ys[-1])) for name, (_, ys) in series.items() if name == "eval/loss"]
     cards += [(name, _number(value)) for name, value in metrics.items() if isinstance(value, (int, float))]
     shown = list(dict(cards).items())[:12]  # a metric of the result replaces the logged one of the same name
@@ -196,13 +200,17 @@ def _groups(names: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, list[
             main.setdefault("Learning rate", []).append(name)
         elif leaf == "grad_norm":
             main.setdefault("Gradient norm", []).append(name)
-        elif name == "perf/tokens_per_sec":
+        elif name == "perf/tokens_per_second":
             main.setdefault("Tokens per second", []).append(name)
+        elif name == "perf/mfu":
+            main.setdefault("MFU", []).append(name)
+        elif name.startswith(("time/", "perf/")):
+            continue  # the table of times has them
         elif leaf in ("chosen", "rejected"):
             small.setdefault(f"{name.rsplit('/', 1)[0]}: chosen, rejected", []).append(name)
         else:
             small.setdefault(name, []).append(name)
-    order = ("Loss", "Learning rate", "Gradient norm", "Tokens per second")
+    order = ("Loss", "Learning rate", "Gradient norm", "Tokens per second", "MFU")
     return {title: main[title] for title in order if title in main}, dict(sorted(small.items()))
 
 
@@ -218,6 +226,33 @@ def _plots(series: Mapping[str, tuple[list[float], list[float]]]) -> str:
         if plots:
             parts.append(f'<div class="plots {kind}">{"".join(plots)}</div>')
     return f"<h3>Training</h3>{'<br>'.join(parts)}" if parts else ""
+
+
+TIMES = {  # in the order of a step
+    "first_step": "first step: tracing and compiling", "data": "waiting for data", "step": "training steps", "eval": "evaluation",
+    "save": "checkpoints",
+}  # fmt: skip
+
+
+def _times(run_dir: Path, series: Mapping[str, tuple[list[float], list[float]]]) -> str:
+    """Where the time of the loop went, and the speed in between."""
+    kept = read_json(run_dir / "times.json")
+    seconds = {n: kept.get(f"time/{n}") or sum(series.get(f"time/{n}", ((), ()))[1]) for n in TIMES}
+    whole, steps = sum(seconds.values()), kept.get("steps") or max(series.get("time/step", ([0], []))[0], default=0)
+    if not whole or not steps:
+        return ""
+    rows = "".join(
+        f'<tr><td>{TIMES[n]}</td><td class="n">{s:,.4g} s</td><td class="n">{s / whole:.1%}</td>'
+        f'<td class="n">{"" if n == "first_step" else f"{1e3 * s / steps:,.4g} ms"}</td>'
+        f'<td class="share"><i style="width:{100 * s / whole:.1f}%"></i></td></tr>'
+        for n, s in seconds.items()
+    )
+    rates = {"tokens per second": "tokens_per_second", "FLOP/s a device": "flops_per_second_per_device", "MFU": "mfu"}
+    known = {title: series[f"perf/{n}"][1] for title, n in rates.items() if f"perf/{n}" in series}
+    speed = "; ".join(f"{quantity(statistics.median(v))} {title}" for title, v in known.items())
+    line = f'<p class="sub">Medians: {speed}. docs/metrics.md says how they are counted.</p>' if speed else ""
+    head = "<tr><th>part of the loop</th><th>seconds</th><th>share</th><th>a step</th><th></th></tr>"
+    return f"<h3>Time</h3><table>{head}{rows}</table>{line}"
 
 
 def _figures(run_dir: Path) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 
 from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
+from jaxllm.train.processes import make_meet
+from jaxllm.train.profile import Stopwatch
 from jaxllm.train.step import Step, overlapping, settled
 
 
@@ -20,41 +22,57 @@ def fit(
     log: Callable[[int, dict[str, float]], None], log_every: int = 10,
     evaluate: Callable[[int, Params], None] | None = None, eval_every: int = 0,
     save: Callable[[TrainState], None] | None = None, save_every: int = 0, save_seconds: float = 180.0,
+    watch: Stopwatch | None = None,
 ) -> TrainState:  # fmt: skip
     """Run step_fn from state.step to `steps` and return the last state.
 
-    batches(i) is the batch of step i on the devices; log(i, values) gets the means of the metrics since the last call, for
-    the first step and every log_every; evaluate(i, params) runs every eval_every steps and at the end; save(state)
+    batches(i) is the batch of step i on the devices; log(i, values) gets the means of the metrics since the last call, and the
+    seconds of each part of the loop as time/*, for the first step and every log_every; watch, when given, keeps the seconds
+    behind the last log; evaluate(i, params) runs every eval_every steps and at the end; save(state)
     every save_every steps or save_seconds seconds, and at the end. Metrics stay on the device between logs, so the host
     never waits for a step that it has just started. SIGTERM and Ctrl-C save at the next step boundary, then SystemExit(75)
-    or KeyboardInterrupt is raised; a second signal does not wait.
+    or KeyboardInterrupt is raised; a second signal does not wait. Several processes stop and save at the same step, whichever of
+    them got the signal, and by the clock of process 0.
     """
-    step = int(state.step)
+    step, watch = int(state.step), watch or Stopwatch()
+    begun = step
     pending: list[dict[str, Mean]] = []
     in_flight: collections.deque[Any] = collections.deque()
     depth = 1 if overlapping() else 0  # one step is queued behind the running one
     saved_step, saved_time = step, time.monotonic()
-    with _stop_requests() as stop:
-        while step < steps and not stop:
-            state, metrics = step_fn(state, frozen, batches(step), rng)
+    meet, first = make_meet(depth), jax.process_index() == 0
+    stop: int | None = None
+    with _stop_requests() as asked:
+        while step < steps:
+            late = save is not None and first and time.monotonic() - saved_time >= save_seconds
+            todo = meet(step, ({"stop": int(asked[0])} if asked else {}) | ({"save": True} if late else {}))
+            if (stop := todo.get("stop")) is not None:
+                break
+            if save and step > saved_step and ("save" in todo or (save_every and step % save_every == 0)):
+                with watch.part("save"):
+                    save(state)
+                saved_step, saved_time = step, time.monotonic()
+            with watch.part("data"):
+                batch = batches(step)
+            with watch.part("first_step") if step == begun else contextlib.nullcontext():
+                state, metrics = step_fn(state, frozen, batch, rng)
             step += 1
             pending.append(metrics)
             in_flight.append(metrics)
             while len(in_flight) > depth:
                 jax.block_until_ready(in_flight.popleft())
             if step == 1 or step % log_every == 0 or step == steps:
-                log(step, fetch(pending))
+                values = fetch(pending)  # the host waits here anyway: times are taken behind it
+                log(step, values | watch.take())
                 pending = []
             if evaluate and eval_every and (step % eval_every == 0 or step == steps):
-                evaluate(step, state.params)
-            due = (save_every and step % save_every == 0) or time.monotonic() - saved_time >= save_seconds
-            if save and due and step < steps:
-                save(state)
-                saved_step, saved_time = step, time.monotonic()
+                with watch.part("eval"):
+                    evaluate(step, state.params)
     if save and (saved_step != step or steps == step):
-        save(state)
-    if stop and step < steps:
-        if stop[0] == signal.SIGTERM:
+        with watch.part("save"):
+            save(state)
+    if stop is not None:
+        if stop == signal.SIGTERM:
             raise SystemExit(75)  # preempted: the same command continues
         raise KeyboardInterrupt(f"stopped and saved at step {step} of {steps}")
     return state

@@ -39,7 +39,7 @@ def train(workdir, experiment, claims=(), **kwargs):
     run = runs.open_run(workdir, experiment, {"steps": 9, "optim": {"lr": 0.25}, "name": EVIL}, **kwargs)
     for step in range(1, 10):
         rewards = {"rewards/chosen": step, "rewards/rejected": -step, "objective/kl": 0.1}
-        run.log(step, {"train/loss": 9 / step, "train/lr": 0.1, "perf/tokens_per_sec": 5000.0, **rewards})
+        run.log(step, {"train/loss": 9 / step, "train/lr": 0.1, "perf/tokens_per_second": 5000.0, **rewards})
     run.log(9, {"eval/loss": 1.5})
     run.sample(9, "say " + EVIL, EVIL, stage="sft")
     run.warn("careful: " + EVIL)
