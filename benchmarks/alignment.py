@@ -13,22 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import shape as given
-from benchmarks.ours import make_model, make_params
+from benchmarks.ours import make_model, make_params, optimizer
 from benchmarks.shape import Shape
 from jaxllm.core import sharding, spec
 from jaxllm.core.types import Model
 from jaxllm.generate import decode
 from jaxllm.losses import policy, preference
 from jaxllm.train.annotate import with_reference_logps
-from jaxllm.train.online import make_online_step, repeated
-from jaxllm.train.optim import adamw
+from jaxllm.train.online import make_online_step
 from jaxllm.train.step import init_state, make_train_step
-
-
-def optimizer():
-    return adamw(
-        given.LEARNING_RATE, b1=given.B1, b2=given.B2, eps=given.EPS, weight_decay=given.WEIGHT_DECAY, clip_norm=given.CLIP_NORM
-    )
 
 
 def record(shape: Shape, completions: np.ndarray, prompts: np.ndarray) -> dict:
@@ -70,11 +63,12 @@ def dpo_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
 def grpo_parts(shape: Shape, model: Model, mesh: Any, spent: dict[str, float]) -> tuple[Callable, ...]:
     """(rollout, reward, prepare, update) of a GRPO iteration; the seconds of rollouts and updates are added to `spent`."""
 
-    def rows(params, prompts, lengths, key, row_offset):
+    def rows(params, prompts, lengths, key, row_offset, group=shape.group):
         # without a stop token every completion has its full length, on both sides
-        return decode.generate(model, params, prompts, lengths, key, max_new_tokens=shape.completion, row_offset=row_offset)
+        options = {"max_new_tokens": shape.completion, "row_offset": row_offset, "group": group}
+        return decode.generate(model, params, prompts, lengths, key, **options)
 
-    over = decode.over_data(rows, mesh) if mesh.size > 1 else rows
+    over = decode.over_data(rows, mesh, shape.group) if mesh.size > 1 else rows
 
     @jax.jit
     def sample(params, prompts, lengths, key):
@@ -98,7 +92,7 @@ def grpo_parts(shape: Shape, model: Model, mesh: Any, spent: dict[str, float]) -
     step = jax.jit(
         make_train_step(policy.group_loss(model, partial(policy.clipped, low=0.2, high=0.2)), optimizer()), donate_argnums=0
     )
-    return timed(repeated(rollout, shape.group), "rollout", spent), reward, prepare, timed(step, "update", spent)
+    return timed(rollout, "rollout", spent), reward, prepare, timed(step, "update", spent)
 
 
 def timed(fn: Callable, name: str, spent: dict[str, float]) -> Callable:

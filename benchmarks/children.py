@@ -28,6 +28,28 @@ def _serve(conn: Connection, target: str, shape: Shape) -> None:
         conn.send(traceback.format_exc())
 
 
+def _answer(conn: Connection, target: str, shape: Shape, rounds: int) -> None:
+    try:
+        module, function = target.split(":")
+        conn.send(getattr(importlib.import_module(module), function)(shape, rounds))
+    except Exception:
+        conn.send(traceback.format_exc())
+
+
+def ask(target: str, shape: Shape, rounds: int) -> Any:
+    """What `module:function` of (shape, rounds) gives in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_answer, args=(theirs, target, shape, rounds), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        return receive(ours)
+    finally:
+        child.join(timeout=10)
+        child.kill()
+
+
 def receive(conn: Connection) -> Any:
     """What the child sent; raises RuntimeError with its traceback."""
     message = conn.recv()

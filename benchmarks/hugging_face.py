@@ -1,8 +1,9 @@
-"""Greedy decoding with transformers' GPT2LMHeadModel.generate."""
+"""transformers' GPT2LMHeadModel with the given weights, what its trainers share, and greedy decoding with its generate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -15,12 +16,17 @@ NAMES = {
     "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down",
 }  # fmt: skip
 
+COMMON = dict(
+    report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, logging_strategy="no", save_strategy="no",
+    disable_tqdm=True, dataloader_pin_memory=False,
+)  # fmt: skip
+
 
 def make_model(shape: Shape) -> GPT2LMHeadModel:
     """The given weights; transformers keeps GPT-2's kernels [in, out]."""
     config = GPT2Config(
         vocab_size=shape.vocab, n_positions=shape.length, n_embd=shape.width, n_layer=shape.layers,
-        n_head=shape.heads, bos_token_id=None, eos_token_id=None,
+        n_head=shape.heads, bos_token_id=None, eos_token_id=None, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval()
     w = {name: torch.tensor(x) for name, x in given.weights(shape).items()}
@@ -35,6 +41,23 @@ def make_model(shape: Shape) -> GPT2LMHeadModel:
             state[f"h.{i}.{theirs}.bias"] = w[f"{ours}_bias"][i]
     model.transformer.load_state_dict(state)
     return model
+
+
+def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW with weight decay on the matrices, fused, as in the other rows."""
+    every = list(model.parameters())
+    groups = [
+        {"params": [x for x in every if x.ndim > 1], "weight_decay": given.WEIGHT_DECAY},
+        {"params": [x for x in every if x.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=given.LEARNING_RATE, betas=(given.B1, given.B2), eps=given.EPS, fused=True)
+
+
+def finish(trainer: Any, optimizer: torch.optim.Optimizer) -> None:
+    """What follows the backward pass."""
+    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), given.CLIP_NORM)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def generate(shape: Shape) -> tuple[dict, Callable[[int], None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxllm.core import sharding, spec
 from jaxllm.core.types import Model
 from jaxllm.generate import decode
 from jaxllm.losses import lm
-from jaxllm.models import decoder
+from jaxllm.models import decoder, flops
 from jaxllm.models.presets import preset
 from jaxllm.train.optim import adamw
 from jaxllm.train.step import init_state, make_train_step
@@ -27,6 +28,7 @@ def make_model(shape: Shape) -> Model:
         preset(
             "gpt2", vocab_size=shape.vocab, max_length=shape.length, n_layers=shape.layers,
             n_heads=shape.heads, d_model=shape.width, d_ff=4 * shape.width,
+            unroll=True,  # as configs of CPU size have it
         )
     )  # fmt: skip
 
@@ -55,13 +57,15 @@ def make_params(shape: Shape) -> dict:
     return jax.tree.map(jnp.array, tree)  # copied: the steps donate them
 
 
+def optimizer() -> Any:
+    return adamw(
+        given.LEARNING_RATE, b1=given.B1, b2=given.B2, eps=given.EPS, weight_decay=given.WEIGHT_DECAY, clip_norm=given.CLIP_NORM
+    )
+
+
 def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
     """The train step of `experiments.pretrain`."""
-    model = make_model(shape)
-    tx = adamw(
-        given.LEARNING_RATE, b1=given.B1, b2=given.B2, eps=given.EPS,
-        weight_decay=given.WEIGHT_DECAY, clip_norm=given.CLIP_NORM,
-    )  # fmt: skip
+    model, tx = make_model(shape), optimizer()
     step = jax.jit(make_train_step(lm.loss(model), tx), donate_argnums=0)
     state, frozen = init_state({"policy": make_params(shape)}, tx)
     whole = (shape.batch, shape.length)
@@ -83,7 +87,13 @@ def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
         jax.block_until_ready(state)
 
     losses = [float(advance()["loss"].value()) for _ in range(given.CHECKED_STEPS)]
-    return {"parameters": spec.count(model.specs), "losses": losses}, run
+    return {"parameters": spec.count(model.specs), "losses": losses, "flops": whole_squares(model.config, *whole)}, run
+
+
+def whole_squares(config: Any, batch: int, length: int) -> float:
+    """The FLOPs of a train step with attention's products not halved for causality."""
+    dense = 6.0 * flops.matmul_parameters(config) * batch * length
+    return dense + 2 * (flops.train_flops(config, batch, length) - dense)
 
 
 def generate_one_device(shape: Shape) -> tuple[dict, Callable[[int], None]]:

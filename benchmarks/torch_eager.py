@@ -50,7 +50,7 @@ def loss_fn(params: dict, tokens: torch.Tensor, targets: torch.Tensor, heads: in
     return F.cross_entropy(F.linear(x, params["wte"]).flatten(0, 1), targets.flatten())
 
 
-def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
+def train_step(shape: Shape, objective: Callable = loss_fn) -> tuple[dict, Callable[[int], None]]:
     """AdamW with clipping and weight decay on the matrices."""
     params = make_params(shape)
     every = leaves(params)
@@ -65,7 +65,7 @@ def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
     def advance() -> torch.Tensor:
         nonlocal done
         tokens, targets = (torch.from_numpy(x).long() for x in given.batch(shape, done))
-        loss = loss_fn(params, tokens, targets, shape.heads)
+        loss = objective(params, tokens, targets, shape.heads)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(every, given.CLIP_NORM)
         optimizer.step()

@@ -14,13 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from benchmarks import shape as given
-from benchmarks.hugging_face import make_model
+from benchmarks.hugging_face import COMMON, finish, make_model, optimizer
 from benchmarks.shape import Shape
-
-COMMON = dict(
-    report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, logging_strategy="no", save_strategy="no",
-    disable_tqdm=True, dataloader_pin_memory=False,
-)  # fmt: skip
 
 
 def tokenizer(shape: Shape) -> PreTrainedTokenizerFast:
@@ -33,23 +28,6 @@ def tokenizer(shape: Shape) -> PreTrainedTokenizerFast:
 
 def text(ids: Any) -> str:
     return " ".join(f"w{i}" for i in ids)
-
-
-def optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW with weight decay on the matrices, fused, as in the other rows."""
-    every = list(model.parameters())
-    groups = [
-        {"params": [x for x in every if x.ndim > 1], "weight_decay": given.WEIGHT_DECAY},
-        {"params": [x for x in every if x.ndim == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=given.LEARNING_RATE, betas=(given.B1, given.B2), eps=given.EPS, fused=True)
-
-
-def finish(trainer: Any, optimizer: torch.optim.Optimizer) -> None:
-    """What follows the backward pass."""
-    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), given.CLIP_NORM)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def dpo_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
@@ -68,9 +46,7 @@ def _dpo(shape: Shape, precompute: bool) -> tuple[dict, Callable[[int], None]]:
     rows = []
     for step in range(given.CHECKED_STEPS):
         prompts, chosen, rejected = (x.tolist() for x in given.pairs(shape, step))
-        rows += [
-            {"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in zip(prompts, chosen, rejected, strict=True)
-        ]
+        rows += [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in zip(prompts, chosen, rejected, strict=True)]
     plain = [{side: text(row[f"{side}_ids"]) for side in ("prompt", "chosen", "rejected")} for row in rows]
     args = DPOConfig(
         output_dir=tempfile.mkdtemp(), beta=given.BETA, per_device_train_batch_size=shape.pairs, max_length=None, **COMMON,
