@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments import speed
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.core import ops, sharding, spec, tree
-from jaxllm.core.types import UserError
+from jaxllm.core.types import TrainState, UserError
 from jaxllm.data import chat
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.data.loader import check_state, make_loader
@@ -23,8 +24,10 @@ from jaxllm.data.text import read_rows
 from jaxllm.losses import lm
 from jaxllm.models import families
 from jaxllm.report.console import progress
-from jaxllm.train import checkpoint, gates, loop, optim
-from jaxllm.train.step import init_state, make_train_step, trained_roots
+from jaxllm.report.files import flatten
+from jaxllm.train import checkpoint, gates, loop, moments, optim, processes, profile
+from jaxllm.train.compiled import counted
+from jaxllm.train.step import make_train_step, split_trainable, trained_roots
 
 NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "kto": "sft", "ppo": "sft"}
 
@@ -43,12 +46,19 @@ def need(stage: str, given: str, config: Any, run: Any, **overrides: Any) -> str
 
 def open_mesh(config: Any) -> Any:
     """The mesh of the config under its rules, as a context manager that also gives it."""
-    return sharding.use(sharding.make_mesh(dict(config.mesh)), sharding.make_rules(config.rules))
+    mesh, rules = sharding.make_mesh(dict(config.mesh)), sharding.make_rules(config.rules)
+    processes.barrier()  # some have prepared their data sooner than others
+    return sharding.use(mesh, rules)
 
 
 def model_config(config: Any, kind: Any, vocab_size: int) -> Any:
     """The model's config record of a class, from the settings under config.model."""
-    return families.build(kind, {**config.model.to_dict(), "vocab_size": vocab_size})
+    record = families.build(kind, {**config.model.to_dict(), "vocab_size": vocab_size})
+    if getattr(record, "remat", "") != "auto":
+        return record
+    from experiments import auto_remat  # it compiles steps as the functions below make them
+
+    return auto_remat.resolve(config, record)
 
 
 def born_sharded(specs: Any, seed: int, mesh: Any) -> Any:
@@ -92,7 +102,7 @@ def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *
         return
     logps = jax.jit(lambda p, r: ops.model_logps(model, p, r, None, temperature, transform).logp)(params, record)
     where = gates.TOLERANCE[model.config.dtype]
-    run.note(gates.sampler(*jax.device_get((record["logps"], logps, record["mask"])), where))
+    run.note(gates.sampler(*processes.on_host((record["logps"], logps, record["mask"])), where))
 
 
 def check_batch(config: Any, rows: int) -> None:
@@ -121,26 +131,49 @@ def check_columns(columns: Any, vocab_size: int) -> None:
             tokenizers.check_ids(leaf, vocab_size, f"column {path}")
 
 
+def adamw(schedule: Callable, o: Any) -> Any:
+    return optim.adamw(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
+
+
+def adafactor(schedule: Callable, o: Any) -> Any:
+    return optim.adafactor(schedule, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
+
+
+def muon(schedule: Callable, o: Any) -> Any:
+    return optim.muon(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
+
+
+OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor, "muon": muon}
+
+
 def optimizer(config: Any, updates: int | None = None) -> Any:
-    """AdamW with warm-up and cosine over `updates` (default: config.steps)."""
+    """(The optimizer of config.optim, its schedule: warm-up and a cosine over `updates`, default config.steps)."""
     o = config.optim
+    for name, table in (("name", OPTIMIZERS), ("moments", moments.DTYPES)):
+        if o[name] not in table:
+            raise UserError(f"optim.{name}={o[name]!r}: choose one of {', '.join(table)}")
     schedule = optim.warmup_cosine(o.lr, updates or config.steps, warmup=o.warmup, final=o.final)
-    tx = optim.adamw(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
-    return tx, schedule
+    tx = OPTIMIZERS[o.name](schedule, o)
+    if o.moments != "float32":
+        moments.check_b2(o.moments, o.b2)
+        tx = moments.stored(tx, o.moments)
+    return (moments.offloaded(tx) if o.offload else tx), schedule
 
 
 def jit_step(loss_fn: Any, tx: Any, state: Any, accumulate: int) -> Any:
     """The compiled train step: it donates the state and leaves it where it was."""
     where = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(make_train_step(loss_fn, tx, accumulate=accumulate), donate_argnums=0, out_shardings=(where, None))
+    step = jax.jit(make_train_step(loss_fn, tx, accumulate=accumulate), donate_argnums=0, out_shardings=(where, None))
+    return processes.together(step)
 
 
 def new_state(params: Any, tx: Any, mesh: Any, trainable: str = ".*") -> tuple[Any, Any]:
     """(state, frozen) with every leaf on the mesh: the optimizer's moments lie like their parameters, counters everywhere."""
-    state, frozen = init_state(params, tx, trainable)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     place = lambda x: x if isinstance(x.sharding, jax.sharding.NamedSharding) else jax.device_put(x, everywhere)  # noqa: E731
-    return jax.tree.map(place, state), frozen
+    chosen, frozen = split_trainable(params, trainable)
+    chosen = jax.tree.map(place, chosen)
+    return TrainState(jax.device_put(np.int32(0), everywhere), chosen, moments.init(tx, chosen, everywhere)), frozen
 
 
 def fit(
@@ -154,19 +187,23 @@ def fit(
     that it started from, and `evaluate` gets such a root whole; frozen roots (a reference, a judge) are left out. `last`, when
     given, receives the last logged metrics; `turns` is how many user turns the longest conversation in training had, which chat
     keeps to; `meta` is added to what checkpoints say of themselves; `checks` are the gates of the first steps (default: what is
-    trained moves, the rest does not), unless config.gates is False.
+    trained moves, the rest does not), unless config.gates is False. A step_fn that is jitted may compile once.
     """
+    traced = profile.window(config.profile, config.steps)
     check_columns(columns, model.config.vocab_size)
     part, parts = sharding.process_rows(mesh)
     loader = make_loader(columns, config.batch_size, config.seed, process_index=part, process_count=parts)
-    tokenizers.save(tokenizer, run.path("tokenizer"))
-    run.path("tokenizer", "chat_template.txt").write_text(chat.template_text(tokenizer), encoding="utf-8")
+    processes.check_same({
+        **dict(flatten({"config": run.config})), "data": loader.state(0), "tokenizer": tokenizers.fingerprint(tokenizer),
+    })  # fmt: skip
+    processes.first_only(lambda: keep_tokenizer(run, tokenizer))
     meta = {
         "experiment": run.experiment, "model": families.to_dict(model.config), "roots": sorted(state.params),
         "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,
         "turns": turns, "versions": {"jax": jax.__version__}, **(meta or {}),
         "lora": {root: config.lora.to_dict() for root, leaves in state.params.items() if "lora" in leaves},
     }  # fmt: skip
+    one_program, step_fn = hasattr(step_fn, "lower"), counted(step_fn, "the train step")
     if config.gates:
         asked = (gates.moved(),) if checks is None else checks
         step_fn = gates.guarded(step_fn, asked, lr=schedule, dtype=getattr(model.config, "dtype", "float32"), passed=run.note)
@@ -180,26 +217,29 @@ def fit(
         check_state(loader, data)
         run.truncate(int(state.step))
         run.note(f"resumed at step {int(state.step)} of {config.steps}")
-    line = progress(config.steps, run.experiment)
-
-    def log(step: int, values: dict[str, float]) -> None:
-        loss = values.get("loss", 0.0)
-        named = {k if "/" in k else f"train/{k}": v for k, v in values.items()}
-        if last is not None:
-            last.update(named)
-        run.log(step, {**named, "train/lr": float(schedule(step - 1))})
-        line.update(step, loss, tokens_per_step)
-
+    if config.show_sharding:
+        speed.show_sharding(run, mesh, model, state, frozen)
+    rates = speed.meter(run, mesh, model, state, frozen, columns, config.batch_size, tokens_per_step, whole=one_program)
+    line, watch = progress(config.steps, run.experiment), profile.Stopwatch()
     try:
-        return loop.fit(
-            step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
-            steps=config.steps, log=log, log_every=config.log_every, evaluate=judge,
-            eval_every=config.eval_every or config.steps, save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta),
-            save_every=config.save_every, save_seconds=config.save_seconds,
-        )  # fmt: skip
+        with profile.traced(step_fn, traced if run.writes else None, int(state.step), run.path("profile"), run.note) as step_fn:
+            return loop.fit(
+                step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
+                steps=config.steps, log=speed.logger(run, schedule, rates, line, tokens_per_step, last),
+                log_every=config.log_every, evaluate=judge, eval_every=config.eval_every or config.steps,
+                save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta), save_every=config.save_every,
+                save_seconds=config.save_seconds, watch=watch,
+            )  # fmt: skip
     finally:  # a run that is stopped leaves by an exception, and its last checkpoint may still be on the way
         line.close()
         store.close()
+        speed.keep_times(run, watch.take())
+
+
+def keep_tokenizer(run: Any, tokenizer: Any) -> None:
+    """The tokenizer's files and its chat template, in the run directory."""
+    tokenizers.save(tokenizer, run.path("tokenizer"))
+    run.path("tokenizer", "chat_template.txt").write_text(chat.template_text(tokenizer), encoding="utf-8")
 
 
 def fit_lm(
@@ -213,12 +253,16 @@ def fit_lm(
     """
     check_length(model, config.data.length, "config.data.length")
     check_batch(config, len(rows["tokens"]))
+    from experiments import auto_remat
+
+    auto_remat.note(config, run)
     tx, schedule = tx or optimizer(config)
     state, frozen = new_state({root: params}, tx, mesh, trainable)
     loss_fn = loss_fn or lm.loss(model)
     # the same draws (masking, say) at every evaluation, so that two of them can be compared
     key = jax.random.key(config.seed)
     evaluator = jax.jit(lambda params, batch: (eval_loss or loss_fn)(params, batch, key)[1])
+    evaluator = counted(processes.together(evaluator), "the evaluation")
     size = config.batch_size if len(eval_rows["tokens"]) >= config.batch_size else mesh.shape["data"] * mesh.shape["fsdp"]
     final: dict[str, float] = {}
 
@@ -264,10 +308,12 @@ def trimmed(columns: Any, multiple: int = 8) -> Any:
 
 
 def eval_batches(columns: Any, batch_size: int, mesh: Any, most: int = 16):
-    """The first whole batches of host columns, on the devices."""
+    """The first whole batches of host columns, on the devices; each process puts its own rows."""
     rows = jax.tree.leaves(columns)[0].shape[0]
-    for start in range(0, min(rows // batch_size, most) * batch_size, batch_size):
-        yield sharding.put_batch(take(columns, slice(start, start + batch_size)), mesh)
+    part, parts = sharding.process_rows(mesh)
+    share = batch_size // parts
+    for start in range(part * share, min(rows // batch_size, most) * batch_size, batch_size):
+        yield sharding.put_batch(take(columns, slice(start, start + share)), mesh)
 
 
 def preference_rows(config: Any, run: Any) -> tuple[list, list, str, str]:

@@ -21,13 +21,14 @@ from experiments import common, completions, verifiable
 from jaxllm import launch
 from jaxllm.core.ops import model_logps
 from jaxllm.core.types import Mean, UserError, mean_of
+from jaxllm.generate.decode import repeat_rows
 from jaxllm.generate.rewards import combine
 from jaxllm.generate.sampling import warp
 from jaxllm.losses import policy
 from jaxllm.losses.policy.kl import check_loss
-from jaxllm.train import gates
-from jaxllm.train.online import make_online_step, masked_sum, repeated, until_informative
-from jaxllm.train.step import trained_roots
+from jaxllm.train import gates, processes
+from jaxllm.train.online import make_online_step, masked_sum, until_informative
+from jaxllm.train.step import settled, trained_roots
 
 # (config, rollout) -> [b] or [b, l]
 ADVANTAGES = {
@@ -87,6 +88,8 @@ def check(config):
         raise UserError(f"config.clip={config.clip}: give two numbers, below and above 1")
     if config.temperature <= 0:
         raise UserError(f"config.temperature={config.temperature}: completions of a group must differ, use a temperature above 0")
+    if config.slots < 0:
+        raise UserError(f"config.slots={config.slots}: give the rows to decode at once, or 0 for all of a rollout")
     if config.top_p < 1 and config.kl != "none":
         raise UserError(f"config.top_p={config.top_p}: the reference may give what is drawn probability 0, use config.kl=none")
     if config.loss == "reinforce" and (config.epochs, config.minibatches) != (1, 1):
@@ -106,13 +109,15 @@ def nucleus(top_p):
 def make_rollout(config, sample, greedy, policy_of):
     """rollout(params, prompts, key) -> {samples, record, row} and, where a greedy sampler is given, greedy: its samples."""
 
+    again = jax.jit(partial(repeat_rows, group=config.group))
+
     def rollout(params, prompts, key):
         own, given = policy_of(params), {k: prompts[k] for k in ("tokens", "lengths")}
         samples, record = sample(own, given, key, 0)
-        out = {"samples": samples, "record": record, "row": prompts["row"]}
-        return out if greedy is None else out | {"greedy": greedy(own, given, key, 0)[0]}
+        columns = {"row": prompts["row"]} if greedy is None else {"row": prompts["row"], "greedy": greedy(own, given, key, 0)[0]}
+        return {"samples": samples, "record": record} | settled(again(columns))
 
-    return repeated(rollout, config.group)
+    return rollout
 
 
 def make_reward(run, score):
@@ -120,7 +125,7 @@ def make_reward(run, score):
     seen: list[combine.Scores] = []
 
     def reward(frozen, samples):
-        rows = np.asarray(jax.device_get(samples["row"]))
+        rows = processes.on_host(samples["row"])
         scores = score(samples["samples"], rows)
         seen.append(scores)
         for line in combine.describe(scores):
@@ -187,8 +192,7 @@ def make_prepare(config, model, longest, transform, whole, take):
 
 def check_first(config, run, base, sample, prompts):
     """The gate on the sampler, on the first prompts as a rollout has them."""
-    rows = np.arange(config.batch_size).repeat(config.group)
-    first = common.take({k: prompts[k] for k in ("tokens", "lengths")}, rows)
+    first = common.take({k: prompts[k] for k in ("tokens", "lengths")}, np.arange(config.batch_size))
     record = sample(base.params["policy"], first, jax.random.key(config.seed), 0)[1]
     common.check_sampler(
         config, run, base.model, base.params["policy"], record, temperature=config.temperature, transform=nucleus(config.top_p)
@@ -230,14 +234,18 @@ def make_evaluate(run, sample, tasks, prompts, tokenizer, score, merge, final):
     return evaluate
 
 
+def objective(config, model):
+    """The LossFn of an update."""
+    return policy.group_loss(
+        model, LOSSES[config.loss](*config.clip), kl=KL[config.kl], kl_coef=config.kl_coef, temperature=config.temperature,
+        transform=nucleus(config.top_p),
+    )  # fmt: skip
+
+
 def make_step(config, base, own, tx, state, functions, longest):
     """The online step of the config's algorithm; functions: (sample, greedy, score, run, policy_of, whole)."""
     sample, greedy, score, run, policy_of, whole = functions
-    transform = nucleus(config.top_p)
-    loss_fn = policy.group_loss(
-        own.model, LOSSES[config.loss](*config.clip), kl=KL[config.kl], kl_coef=config.kl_coef, temperature=config.temperature,
-        transform=transform,
-    )  # fmt: skip
+    transform, loss_fn = nucleus(config.top_p), objective(config, own.model)
     reward, take = make_reward(run, score)
     informative = jax.jit(lambda r: policy.keep_informative(r["values"], config.group, r["valid"]))
     parts = config.batch_size // (config.groups or config.batch_size)
@@ -252,7 +260,6 @@ def make_step(config, base, own, tx, state, functions, longest):
 
 def main(config, run):
     check(config)
-    verifiable.one_process()
     train, held_out = verifiable.split_tasks(config, min(8192, config.batch_size * config.steps), EVALUATED)
     functions, weights = verifiable.parse_rewards(config.rewards, train)
     score = partial(verifiable.score_texts, functions, weights)
@@ -277,7 +284,8 @@ def main(config, run):
         def score_rows(samples, rows):
             return score([train.rows[i] for i in rows], *verifiable.decode(base.tokenizer, samples))
 
-        sample = draw(temperature=config.temperature, top_p=config.top_p, mesh=mesh)
+        options = {"temperature": config.temperature, "top_p": config.top_p}
+        sample = draw(mesh=mesh, group=config.group, slots=config.slots, **options)
         check_first(config, run, base, sample, prompts)
         step_fn = make_step(config, base, own, tx, state, (sample, greedy, score_rows, run, policy_of, whole), new)
         final: dict[str, float] = {}

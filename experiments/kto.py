@@ -67,13 +67,13 @@ def main(config, run):
         common.check_batch(config, report["rows"])
         columns = with_reference(base.model, base.params["policy"], columns, config.batch_size)
         tx, schedule = common.optimizer(config)
-        own = common.adapted(config, base.model, base.params["policy"], mesh)
+        own = common.adapted(config, base.model, base.params["policy"], mesh, kept=False)
         state, frozen = common.new_state({"policy": own.params}, tx, mesh, own.trainable)
         final: dict[str, float] = {}
         common.fit(
             config, run, mesh=mesh, columns=columns, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
             step_fn=common.jit_step(build(own.model), tx, state, config.accumulate), schedule=schedule,
-            tokens_per_step=2 * config.batch_size * config.data.length, last=final,
+            tokens_per_step=2 * config.batch_size * columns["completion"]["tokens"].shape[1], last=final,
             turns=base.meta.get("turns", 1), checks=(gates.start(gates.UNPAIRED), gates.moved()),
         )  # fmt: skip
     run.finish(final, [], then=f"chat --run={run.workdir}")

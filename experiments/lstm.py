@@ -54,7 +54,7 @@ def main(config, run):
     speed = tokens_per_second(run, config.batch_size * config.data.length)
     run.note(f"eval loss {final['eval/loss']:.3f} with {parameters:,} parameters, {speed:,.0f} tokens/s")
     then = f"chat --run={run.workdir}" if config.family == "lstm" else ""
-    run.finish({**final, "parameters": parameters, "perf/tokens_per_sec": speed, "data/fill": report["fill"]}, [], then=then)
+    run.finish({**final, "parameters": parameters, "perf/tokens_per_second": speed, "data/fill": report["fill"]}, [], then=then)
 
 
 if __name__ == "__main__":

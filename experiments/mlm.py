@@ -55,11 +55,11 @@ def check(config):
     if not 0 < config.mask_rate < 1:
         raise UserError(f"config.mask_rate={config.mask_rate}: a share above 0 and below 1 is needed, such as 0.15")
     encoder.validate(common.model_config(config, encoder.EncoderConfig, config.vocab_size))
-    common.check_batch(config, config.batch_size)
 
 
 def main(config, run):
     check(config)
+    common.check_batch(config, config.batch_size)
     objective, length = OBJECTIVES[config.objective], config.data.length
     train, held_out = pretrain.corpus(config, run)
     tokenizer = masking.extended(pretrain.tokenizer_of(config, train))

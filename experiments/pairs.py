@@ -7,12 +7,10 @@ Writes train.jsonl and held_out.jsonl (prompt, chosen, rejected) into the run di
 
 from __future__ import annotations
 
-import json
-
 import jax
 import numpy as np
 
-from experiments import common, completions
+from experiments import common, completions, verifiable
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.worlds import instr
@@ -50,8 +48,7 @@ def main(config, run):
     if not rows["train"]:
         raise UserError(f"{start}: no pair whose completions differ in reward: train the SFT model longer (--config.steps)")
     for name, part in rows.items():
-        text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part)
-        run.path(f"{name}.jsonl").write_text(text, encoding="utf-8")
+        verifiable.write_rows(run.path(f"{name}.jsonl"), part)
         run.note(f"{name}: {len(part):,} pairs in {run.path(f'{name}.jsonl')}")
     run.finish({f"pairs/{name}": len(part) for name, part in rows.items()}, [])
 

@@ -25,7 +25,7 @@ from jaxllm.core.types import Mean, UserError, mean_of
 from jaxllm.data import chat, pack, text
 from jaxllm.losses import policy, reward
 from jaxllm.models import heads
-from jaxllm.train import gates
+from jaxllm.train import gates, processes
 from jaxllm.train.annotate import map_batches
 from jaxllm.train.online import make_online_step, masked_sum, remembering
 from jaxllm.worlds import instr
@@ -122,7 +122,7 @@ def reward_scale(config, sample, params, scalars, reward_params, prompts):
     batches = min(512, len(prompts["lengths"])) // config.batch_size
     first = common.take(prompts, slice(0, max(1, batches) * config.batch_size))
     _, record = sample(params, first, jax.random.key(config.seed + 1), 0)
-    raw = map_batches(jax.jit(partial(reward.score, scalars)), reward_params, jax.device_get(record), config.batch_size)
+    raw = map_batches(jax.jit(partial(reward.score, scalars)), reward_params, processes.on_host(record), config.batch_size)
     return {"mean": jnp.float32(raw.mean()), "std": jnp.float32(max(raw.std(), 1e-6))}
 
 
@@ -133,14 +133,18 @@ def check_first(config, run, model, sample, params, prompts):
     common.check_sampler(config, run, model, params, record, temperature=config.temperature)
 
 
-def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
-    """The online step: rollouts with the policy's merged weights, updates of `model`."""
+def objective(config, model, scalars):
+    """The LossFn of an update."""
     loss_fn = policy.loss(
         model, scalars, clip=config.clip, value_clip=config.value_clip, value_coef=config.value_coef,
         token_loss=LOSSES[config.loss](config), temperature=config.temperature,
     )  # fmt: skip
-    if config.ptx_coef:
-        loss_fn = policy.with_ptx(loss_fn, model, ptx_coef=config.ptx_coef)
+    return policy.with_ptx(loss_fn, model, ptx_coef=config.ptx_coef) if config.ptx_coef else loss_fn
+
+
+def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
+    """The online step: rollouts with the policy's merged weights, updates of `model`."""
+    loss_fn = objective(config, model, scalars)
 
     def rollout(params, prompts, key):
         given = {k: prompts[k] for k in ("tokens", "lengths")}

@@ -13,6 +13,7 @@ from experiments import common, completions
 from jaxllm.core.types import UserError
 from jaxllm.data import chat, problems
 from jaxllm.generate.rewards import answers, combine, text
+from jaxllm.train import processes
 from jaxllm.worlds import instr
 
 SECONDS = 10.0  # that one call of a user's reward function may take
@@ -138,12 +139,22 @@ def _check_numbers(tasks: Tasks, name: str) -> None:
 
 
 def score_texts(functions: Any, weights: Any, rows: list[dict], texts: list[str], ended: Any, lengths: Any) -> combine.Scores:
-    """Scores of completions of `rows`, each with its text, whether it ended by itself, and its length in tokens."""
+    """Scores of completions of `rows`, each with its text, whether it ended by itself, and its length in tokens.
+
+    Of several processes the first one scores for all: a function that times out on one machine may not on another.
+    """
     full = [
         {**row, "completion": completion, "ended": bool(end), "length": int(length)}
         for row, completion, end, length in zip(rows, texts, ended, lengths, strict=True)
     ]
-    return combine.run(functions, full, seconds=SECONDS, weights=weights)
+
+    def scored() -> list[Any]:
+        s = combine.run(functions, full, seconds=SECONDS, weights=weights)
+        return [s.values.tolist(), s.valid.tolist(), s.failures, {n: c.tolist() for n, c in s.columns.items()}, s.reasons]
+
+    values, valid, failures, columns, reasons = processes.from_first(scored)
+    columns = {name: np.array(column, np.float32) for name, column in columns.items()}
+    return combine.Scores(np.array(values, np.float32), np.array(valid, bool), failures, columns, reasons)
 
 
 # ---- where to start, and prompts as tokens
@@ -169,7 +180,8 @@ def start_of(config: Any, run: Any, tasks: Tasks) -> str:
 
 def write_rows(path: Any, rows: list[dict]) -> str:
     """Rows as a .jsonl file."""
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    processes.first_only(lambda: path.write_text(lines, encoding="utf-8"))
     return str(path)
 
 
@@ -204,13 +216,14 @@ def prompt_columns(config: Any, run: Any, loaded: Any, tasks: Tasks, new: int) -
 
 def decode(tokenizer: Any, samples: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(texts without the end token, ended bool [b], lengths int [b] in tokens with it) of Samples."""
-    s = jax.device_get((samples.tokens, samples.prompt_lengths, samples.lengths, samples.stopped))
-    tokens, begin, end, stopped = s
+    tokens, begin, end, stopped = processes.on_host((samples.tokens, samples.prompt_lengths, samples.lengths, samples.stopped))
     texts = [tokenizer.decode(t[a:b].tolist()) for t, a, b in zip(tokens, begin, end - stopped, strict=True)]
     return texts, stopped, end - begin
 
 
 def one_process() -> None:
-    """UserError where several processes would each call the reward functions, and could time out differently."""
+    """UserError of an experiment that makes its own data by sampling, which several processes would each do."""
     if jax.process_count() > 1:
-        raise UserError(f"rewards are computed by one process, there are {jax.process_count()}: run it on one host")
+        raise UserError(
+            f"this experiment samples its own data in one process, there are {jax.process_count()}: run it on one host"
+        )

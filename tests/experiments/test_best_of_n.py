@@ -43,6 +43,13 @@ def test_the_best_by_the_verifier(base, problems, tmp_path):
     assert (tmp_path / "run" / "figures" / "best_of_n.svg").is_file() and result["claims"][0]["holds"]
 
 
+def test_weights_in_int8_draw_almost_the_same(base, problems, tmp_path):
+    exact, rounded = (
+        start(base, problems, tmp_path / str(int8), "length", int8=int8, samples=2)["metrics"] for int8 in (False, True)
+    )
+    assert rounded["gold/1"] == pytest.approx(exact["gold/1"], abs=2) and rounded["prompts"] == 5
+
+
 def test_the_best_by_a_reward_model(reward_run, base, problems, tmp_path):  # noqa: F811
     metrics = start(base, problems, tmp_path / "run", "length", reward_model=str(base))["metrics"]
     assert metrics["proxy/1"] <= metrics["proxy/6"] and metrics["gold/6"] != metrics["proxy/6"]

@@ -72,6 +72,13 @@ def test_the_siblings_train(base, problems, rewards, tmp_path, variant):
         assert steps[0]["sampling/informative"] > 0 and steps[0]["sampling/parts"] in (1, 2)
 
 
+def test_a_queue_of_slots_draws_what_a_whole_rollout_draws(base, problems, rewards, tmp_path):
+    options = {"rewards": f"{rewards}:vowels", "steps": 1, "mesh.data": 2}
+    whole, queue = (start(base, problems, tmp_path / str(n), slots=n, **options)[1][0] for n in (0, 3))
+    for name in ("train/reward", "train/reward_std", "completions/mean_length", "train/loss", "train/grad_norm"):
+        assert queue[name] == pytest.approx(whole[name], rel=1e-3, abs=1e-5), name
+
+
 def test_top_p_and_importance_weights_agree_with_the_sampler(base, problems, rewards, tmp_path):
     options = {"rewards": f"{rewards}:vowels", "top_p": 0.8, "temperature": 0.7, "kl": "none", "importance_cap": 2.0, "steps": 1}
     _, (first,) = start(base, problems, tmp_path / "run", loss="dual_clip", clip=(0.2, 3.0), **options)
@@ -112,6 +119,7 @@ def test_groups_without_spread_and_truncated_batches_have_no_gradient(base, prob
         ({"groups": 3}, "must divide"),
         ({"top_p": 0.9}, "kl=none"),
         ({"temperature": 0.0}, "above 0"),
+        ({"slots": -1}, "slots=-1"),
         ({"loss": "reinforce"}, "no ratio"),
         ({"rewards": "nummeric"}, "'nummeric' is no reward"),
         ({"rewards": "numeric + numeric"}, "twice"),

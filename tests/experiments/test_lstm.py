@@ -27,7 +27,7 @@ def test_three_steps_on_a_mesh(files, tmp_path, variant, width):
     assert steps[0]["train/loss"] == pytest.approx(math.log(262), abs=0.3) and steps[2]["train/loss"] < steps[0]["train/loss"]
     assert ("train/backward" in steps[0]) == (variant is not None)
     metrics = result["metrics"]
-    assert metrics["perf/tokens_per_sec"] > 0 and math.isfinite(metrics["eval/loss"])
+    assert metrics["perf/tokens_per_second"] > 0 and math.isfinite(metrics["eval/loss"])
     meta = newest_meta(tmp_path / "run")
     assert meta["model"]["family"] == ("lstm" if variant is None else "elmo")
     layer = 4 * 24 * (16 + 16 + 1) + 24 * 16
