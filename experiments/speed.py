@@ -28,7 +28,8 @@ def step_flops(config: Any, columns: Any, batch_size: int, *, head: bool = True)
     count = 0.0
     for side in SIDES[name](columns):
         length = side["tokens"].shape[-1]
-        source = side["inputs"]["tokens"].shape[-1] if "inputs" in side else None
+        source = side.get("inputs")  # another text; of masked tokens, a column
+        source = source["tokens"].shape[-1] if isinstance(source, dict) else None
         count += flops.train_flops(config, batch_size, length, source)
         count -= 0.0 if head else 6.0 * flops.head_parameters(config) * batch_size * length
     return count

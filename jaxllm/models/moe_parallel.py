@@ -39,10 +39,11 @@ def run(local: Callable, params: Any, x: jax.Array, used: jax.Array, n: int) -> 
             f"context = {shards}: use a multiple"
         )
     shape, tokens = found
+    over = tuple(name for part in tokens if part for name in ((part,) if isinstance(part, str) else part))
 
     def device(params: Any, x: jax.Array, used: jax.Array):
         y, sums = _flat(local, params, x, used, functools.partial(exchange, owners) if owners > 1 else experts.apply)
-        return jax.lax.psum(y, "tensor"), jax.lax.psum(sums, (*ROWS, "context"))
+        return jax.lax.psum(y, "tensor"), jax.lax.psum(sums, over)
 
     params = {name: params[name] for name in ("router", "experts")}
     where = {

@@ -194,7 +194,7 @@ def test_a_config_survives_json():
     [
         (dict(n_heads=5), "n_heads=5 does not divide model.d_model=16: use n_heads=4"),
         (dict(activation="swiglu"), "'swiglu': choose one of gelu,"),
-        (dict(remat="some"), "none, dots, full"),
+        (dict(remat="some"), "none, dots, attention, full, offload"),
         (dict(n_types=0), "model.n_types=0: must be at least 1"),
         (dict(position_offset=-1), "must not be negative"),
     ],

@@ -62,7 +62,7 @@ def test_presets_take_changes_and_refuse_unknown_names():
         (dict(positions="alibi"), "model.positions='alibi': choose one of rope, learned"),
         (dict(norm="batchnorm"), "rmsnorm, rmsnorm_offset, layernorm"),
         (dict(activation="tanh"), "gelu, gelu_exact, relu"),
-        (dict(remat="some"), "none, dots, full"),
+        (dict(remat="some"), "none, dots, attention, full, offload"),
         (dict(dtype="int8"), "float32, bfloat16"),
         (dict(n_layers=0), "model.n_layers=0: must be at least 1"),
         (dict(vocab_size=-1), "model.vocab_size=-1"),
