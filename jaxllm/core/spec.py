@@ -98,7 +98,7 @@ def shardings(specs: SpecTree, mesh: Mesh, rules: Rules) -> Any:
             if size % shards:
                 raise UserError(
                     f"{path}: axis {logical!r} of size {size} does not divide over mesh axes {names} "
-                    f"({shards} devices): choose a size that divides, or map {logical!r} elsewhere in the rules"
+                    f"({shards} devices): {_largest(size, shards)} would, or map {logical!r} elsewhere with config.rules"
                 )
             # mesh axes of size 1 are left out: JAX refuses one that is named twice, whatever its size
             names = tuple(n for n in names if mesh.shape[n] > 1)
@@ -112,6 +112,11 @@ def shardings(specs: SpecTree, mesh: Mesh, rules: Rules) -> Any:
         return NamedSharding(mesh, PartitionSpec(*dims))
 
     return map_paths(one, specs)
+
+
+def _largest(size: int, shards: int) -> int:
+    """The most devices, at most `shards`, that a dimension divides over."""
+    return max(n for n in range(1, shards + 1) if size % n == 0)
 
 
 def mesh_axes(logical: str | None, rules: Rules) -> tuple[str, ...]:
