@@ -22,13 +22,13 @@ from jaxllm.train.optim import adamw
 from jaxllm.train.step import init_state, make_train_step
 
 
-def make_model(shape: Shape) -> Model:
-    """The GPT-2 of the shape."""
+def make_model(shape: Shape, unroll: bool = True) -> Model:
+    """The GPT-2 of the shape. unroll: as configs of CPU size have it, a faster step for a longer compilation."""
     return decoder.make(
         preset(
             "gpt2", vocab_size=shape.vocab, max_length=shape.length, n_layers=shape.layers,
             n_heads=shape.heads, d_model=shape.width, d_ff=4 * shape.width,
-            unroll=True,  # as configs of CPU size have it
+            unroll=unroll,
         )
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ def ours(shape: Shape) -> dict[str, float]:
     tokens, _ = given.batch(shape, 0)
     inputs, full = tokens[:, :-1], (shape.batch, shape.length - 1)
     columns = {"tokens": inputs, "targets": tokens[:, 1:], "segments": np.ones(full, np.int32), "mask": np.ones(full, bool)}
-    loader, tx, model = make_loader(columns, shape.batch, 0), optimizer(), make_model(shape)
+    loader, tx, model = make_loader(columns, shape.batch, 0), optimizer(), make_model(shape, unroll=False)
     step = jax.jit(make_train_step(lm.loss(model), tx), donate_argnums=0)
     state, frozen = init_state({"policy": make_params(shape)}, tx)
     key, found = jax.random.key(0), {}
