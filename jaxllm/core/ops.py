@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -119,13 +120,14 @@ def _ungrouped(x: jax.Array) -> jax.Array:
 def _copied(head: Head, s: int, c: int, dtype: Any) -> Head:
     """The head in the dtype that it is used in, once for every group."""
     spread = lambda x: jnp.broadcast_to(x[None, None], (s, c, *x.shape))  # noqa: E731
-    return _apart(head.replace(kernel=spread(head.kernel.astype(dtype)), bias=None if head.bias is None else spread(head.bias)))
+    bias = None if head.bias is None else spread(head.bias)
+    return _apart(dataclasses.replace(head, kernel=spread(head.kernel.astype(dtype)), bias=bias))
 
 
 def _apart(copies: Head) -> Head:
     """Arrays [s, c, ...] of a head kept where their groups are: a sum over groups must not move into the walk."""
     bias = None if copies.bias is None else shard(copies.bias, "batch", "length", "vocab")
-    return copies.replace(kernel=shard(copies.kernel, "batch", "length", None, "vocab"), bias=bias)
+    return dataclasses.replace(copies, kernel=shard(copies.kernel, "batch", "length", None, "vocab"), bias=bias)
 
 
 def _reduced(d_head: Head, head: Head, dtype: Any) -> Head:
@@ -135,12 +137,13 @@ def _reduced(d_head: Head, head: Head, dtype: Any) -> Head:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         place = activation_axes(("embed", "vocab"), head.kernel.shape, mesh)
-        rows = (mesh_axes(name, current_rules()) for name in ("batch", "length"))
-        rows = (tuple(n for n in names if mesh.shape[n] > 1 and n not in (place[0] or ())) or None for names in rows)
+        taken = [*(place[0] or ())] + [n for n, size in mesh.shape.items() if size == 1]
+        names = [mesh_axes(name, current_rules()) for name in ("batch", "length")]
+        rows = [tuple(n for n in some if n not in taken) or None for some in names]
         kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(*rows, *place))
-    bias = None if head.bias is None else d_head.bias.sum((0, 1)).astype(head.bias.dtype)
+    bias = None if head.bias is None or d_head.bias is None else d_head.bias.sum((0, 1)).astype(head.bias.dtype)
     kernel = shard(kernel.astype(jnp.float32).sum((0, 1)), "embed", "vocab")
-    return head.replace(kernel=kernel.astype(head.kernel.dtype), bias=bias)
+    return dataclasses.replace(head, kernel=kernel.astype(head.kernel.dtype), bias=bias)
 
 
 def _chunk_length(hidden: jax.Array, head: Head, chunk: int | None) -> int:

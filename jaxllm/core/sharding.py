@@ -165,7 +165,7 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
         row = 0
         for axis in order:
             row = row * mesh.devices.shape[axis] + place[axis]
-        shards.setdefault(mesh.devices[place].process_index, set()).add(row)
+        shards.setdefault(mesh.devices.item(*place).process_index, set()).add(row)
     parts = sorted({tuple(sorted(rows)) for rows in shards.values()})
     mine = tuple(sorted(shards[jax.process_index()]))
     total = math.prod(mesh.devices.shape[axis] for axis in order)
@@ -201,7 +201,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
             return jax.make_array_from_process_local_data(where, x)
         first = index * x.shape[0]
 
-        def part(place: tuple[slice, ...]) -> np.ndarray:
+        def part(place: Any) -> np.ndarray:
             start, stop, _ = place[0].indices(rows)
             return x[(slice(start - first, stop - first), *place[1:])]
 
