@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:8.3f} GiB"
+    return f"{size / GIB:8.3f} GiB" if size >= GIB / 64 or not size else f"{size / 2**20:8.3f} MiB"
 
 
 def bar(size: float, whole: float, width: int = 40) -> str:
@@ -69,10 +69,11 @@ def show_speed(plan: Plan, machine: Machine) -> None:
     if not plan.program.fits:
         return
     total = sum(plan.received.values())
-    kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in plan.received.items()) or "nothing"
-    say(f"Received by one device in a step: {total / GIB:.3f} GiB ({kinds})")
+    kinds = ", ".join(f"{kind} {gib(size).strip()}" for kind, size in plan.received.items()) or "nothing"
+    say(f"Received by one device in a step: {gib(total).strip()} ({kinds})")
     if plan.least:
-        say(f"  at least needed for weights and gradients: {plan.least / GIB:.3f} GiB, {total / plan.least:.3f} of it is sent")
+        least = gib(plan.least).strip()
+        say(f"  at least needed for weights and gradients: {least}, {total / plan.least:.3f} of it is sent")
     if (p := plan.prediction) is None:
         return
     parts = [("products", p.compute), ("memory", p.memory), ("weights and gradients on the wire", p.hidden)]
