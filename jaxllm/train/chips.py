@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' public data sheets."""
+"""What accelerators can do, from what their makers publish."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Chip:
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}. A link's rate is the bidirectional bandwidth of a chip over its
 # ports over two; v4's is its pod's all-reduce bandwidth over 4096 chips and 6 ports.
-# GPUs: NVIDIA's data sheets of the SXM modules (dense bfloat16; NVLink one way; one 400 or 200 Gbit/s adapter a GPU).
+# GPUs: the SXM modules (dense bfloat16; NVLink one way; one 400 or 200 Gbit/s adapter a GPU). Their figures, and every `network`,
+# are the usually quoted ones and were not checked against a sheet: doubt a prediction that they limit.
 CHIPS = {
     chip.name: chip
     for chip in (
