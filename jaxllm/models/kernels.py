@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.core.sharding import activation_axes
 from jaxllm.core.types import UserError
-from jaxllm.models import attention, blocks
+from jaxllm.models import attention, blocks, plain
 
 LANES = 128  # of a TPU: splash takes lengths that are multiples of it
 
@@ -44,9 +44,12 @@ class Seen:
     kernel: str = struct.field(pytree_node=False, default="blocks")
     causal: bool = struct.field(pytree_node=False, default=True)
     window: int = struct.field(pytree_node=False, default=0)
+    formed: jax.Array | None = None  # array(), where the kernel needs it: made once for all layers
 
     def array(self) -> jax.Array:
         """The same as bool [b, l, l]: what the kernels are held to."""
+        if self.formed is not None:
+            return self.formed
         segments = jnp.ones(self.shape, jnp.int32) if self.segments is None else self.segments
         return attention.causal_mask(segments, self.window) if self.causal else attention.full_mask(segments)
 
@@ -60,14 +63,14 @@ class Seen:
 def see(
     name: str, segments: jax.Array | None, shape: tuple[int, int], *, causal: bool = True, window: int = 0,
     widths: tuple[int, int], dtype: Any, softcap: float | None = None,
-) -> Any:  # fmt: skip
-    """What `attention.attend` takes as its mask for queries and keys of one sequence [b, l]: bool [b, l, l], or a Seen.
+) -> Seen:  # fmt: skip
+    """What `attention.attend` takes as its mask for queries and keys of one sequence [b, l].
 
     widths: of a head's keys and values. Raises UserError when the named kernel cannot run here.
     """
     kernel = choose(name, shape[1], widths=widths, dtype=dtype, softcap=softcap, causal=causal)
     seen = Seen(segments, shape, kernel, causal, window)
-    return seen.array() if kernel == "plain" else seen
+    return seen.replace(formed=seen.array()) if kernel == "plain" else seen
 
 
 # ---- which kernel
@@ -141,9 +144,11 @@ CANNOT: dict[str, Callable[..., str]] = {"ring": _no_ring, "splash": _no_splash,
 # ---- kernels: (q, k, v, seen, *, scale, softcap) -> [b, l, h, w]
 
 
-def plain(q, k, v, seen: Seen, *, scale: float | None = None, softcap: float | None = None) -> jax.Array:
-    """`attention.attend` under the mask as an array."""
-    return attention.attend(q, k, v, seen.array(), scale=scale, softcap=softcap)
+def plain_scores(q, k, v, seen: Seen, *, scale: float | None = None, softcap: float | None = None) -> jax.Array:
+    """`plain.attend` under the mask as an array; with a softcap `attention.attend`."""
+    if softcap is not None:
+        return attention.attend(q, k, v, seen.array(), scale=scale, softcap=softcap)
+    return plain.attend(q, k, v, seen.array(), causal=seen.causal, window=seen.window, scale=scale)
 
 
 def in_blocks(q, k, v, seen: Seen, *, scale=None, softcap=None, ring: bool = False, block: int = blocks.BLOCK) -> jax.Array:
@@ -225,7 +230,7 @@ def _splash_kernel(h: int, length: int, causal: bool, window: int, softcap: floa
 
 
 KERNELS: dict[str, Callable[..., jax.Array]] = {
-    "plain": plain,
+    "plain": plain_scores,
     "blocks": in_blocks,
     "ring": partial(in_blocks, ring=True),
     "cudnn": cudnn,

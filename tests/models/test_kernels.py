@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm.core.types import UserError
-from jaxllm.models import decoder, encoder, kernels
+from jaxllm.models import decoder, encoder, kernels, plain
 from jaxllm.models.attention import attend
 from tests.models.tiny import DEEPSEEK, GEMMA, LLAMA, fast_jit, weights
 
@@ -58,6 +58,39 @@ def compare(kernel, case, length, segments, tolerance=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, expected)
 
 
+def textbook(q, k, v, seen, *, scale=None, softcap=None):
+    """softmax(q k^T) v, for JAX to differentiate."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[1], axis=1) for x in (k, v))
+    scores = jnp.einsum("blhk,bhsk->bhls", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = jnp.where(seen.array()[:, None], scores, -1e30)
+    return jnp.einsum("bhls,bhsw->blhw", jax.nn.softmax(scores, axis=-1), v)
+
+
+@pytest.mark.parametrize("least", [24, 7], ids=["one block", "three blocks"])
+@pytest.mark.parametrize("case", [n for n, case in CASES.items() if "softcap" not in case])
+def test_the_written_gradient_is_the_one_that_jax_derives(case, least, monkeypatch):
+    monkeypatch.setattr(plain, "LEAST", least)
+    case = dict(CASES[case])
+    segments, causal, window = case.pop("segments", SEGMENTS), case.pop("causal", True), case.pop("window", 0)
+    q, k, v, grad = arrays(24, **case)
+    seen = kernels.Seen(None if segments is None else jnp.asarray(segments), (2, 24), causal=causal, window=window)
+    assert len(plain._blocks(24, 24, causal, window)) == (24 // least if causal else 1)
+    used = np.ones((2, 24, 1, 1)) if segments is None else (segments != 0).astype(np.float32)[:, :, None, None]
+    expected, got = (
+        both_ways(lambda q, k, v, run=run: run(q, k, v, seen), q, k, v, grad, used) for run in (textbook, kernels.plain_scores)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
+
+
+def test_later_keys_of_a_causal_mask_are_not_computed():
+    q, k, v, _ = arrays(256)
+    seen = kernels.Seen(None, (2, 256))
+    text = str(jax.make_jaxpr(jax.grad(lambda q: jnp.sum(kernels.plain_scores(q, k, v, seen)[:, :64])))(q))
+    shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\] = dot_general", text)}
+    scores = {shape[-2:] for shape in shapes if shape[-1] % 64 == 0}
+    assert {(64, 64), (64, 128), (64, 192), (64, 256)} <= scores and (256, 256) not in scores
+
+
 @pytest.mark.parametrize("block", [8, 7])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_blocks_are_the_plain_reference(case, block):
@@ -101,7 +134,7 @@ def test_blocks_hold_no_square_of_the_length(segments):
     q, k, v, _ = arrays(240, h=2, g=1)
     seen = kernels.Seen(None if segments is None else jnp.repeat(jnp.asarray(segments), 10, axis=1), (2, 240))
     sizes = {}
-    for name, kernel in (("plain", kernels.plain), ("blocks", partial(kernels.in_blocks, block=48))):
+    for name, kernel in (("plain", kernels.plain_scores), ("blocks", partial(kernels.in_blocks, block=48))):
         grads = jax.grad(lambda *x, kernel=kernel: jnp.sum(jnp.sin(kernel(*x, seen))), (0, 1, 2))
         text = fast_jit(grads).lower(q, k, v).compile().as_text()
         shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"\w\[([\d,]+)\]", text)}
@@ -156,7 +189,7 @@ def same_model(make, *configs):
 
 def test_on_cpu_attention_stays_one_mask_for_all_layers():
     mask = kernels.see("auto", None, (2, 24), window=3, widths=(8, 8), dtype="float32")
-    np.testing.assert_array_equal(mask, kernels.Seen(None, (2, 24), window=3).array())
+    np.testing.assert_array_equal(mask.formed, kernels.Seen(None, (2, 24), window=3).array())
 
 
 @pytest.mark.parametrize(

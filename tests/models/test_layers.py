@@ -1,5 +1,6 @@
 """Norms, rotary positions and attention, re-derived in numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,6 +52,27 @@ def test_segment_positions_restart_with_every_segment():
     segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 3, 3, 3, 3, 0]])
     got = layers.segment_positions(segments)
     np.testing.assert_array_equal(got, [[0, 1, 2, 0, 1, 0, 1], [0, 0, 0, 1, 2, 3, 0]])
+
+
+@pytest.mark.parametrize(
+    ("equation", "x", "kernel"),
+    [("bld,dhk->blhk", (2, 3, 8), (8, 4, 5)), ("blhk,hkd->bld", (2, 3, 4, 5), (4, 5, 6)), ("blf,fd->bld", (2, 3, 9), (9, 2)),
+     ("bd,de->be", (7, 3), (3, 4))],
+)  # fmt: skip
+def test_the_gradients_of_a_product_are_those_that_jax_derives(equation, x, kernel):
+    x, kernel = (jnp.asarray(RNG.normal(size=s), jnp.float32) for s in (x, kernel))
+    out, back = jax.vjp(lambda x, w: layers.dense(x, equation, w), x, kernel)
+    same, expected = jax.vjp(lambda x, w: jnp.einsum(equation, x, w), x, kernel)
+    grad = jnp.asarray(RNG.normal(size=out.shape), jnp.float32)
+    for got, want in zip((out, *back(grad)), (same, *expected(grad)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_and_its_gradient_are_those_of_jax():
+    x = jnp.concatenate([jnp.linspace(-6, 6, 101), jnp.array([-1e4, 0.0, 1e4])])
+    grads = [jax.vmap(jax.grad(f))(x) for f in (layers.gelu, lambda x: jax.nn.gelu(x, approximate=True))]
+    np.testing.assert_allclose(layers.gelu(x), jax.nn.gelu(x, approximate=True), atol=1e-6)
+    np.testing.assert_allclose(*grads, atol=2e-5)  # JAX's own is off by 1e-5 where tanh is almost 1
 
 
 def naive_attention(q, k, v, mask):
