@@ -8,6 +8,7 @@ from experiments import chat as chatting
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
+from jaxllm.data.text import read_rows
 from jaxllm.generate import decode
 from jaxllm.generate.stream import make_streamer
 
@@ -71,6 +72,33 @@ def test_turns_beyond_those_of_training_are_forgotten(loaded):
 def test_temperature_must_be_a_number(loaded):
     assert "use /temp 0.7" in talk(loaded, ["/temp warm"])
     assert "use /temp" not in talk(loaded, ["/temp 0.5"])
+
+
+def test_save_keeps_the_conversation_and_overwrites_nothing(loaded, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    assert "nothing has been said" in talk(loaded, [f"/save {file}"]) and not file.exists()
+    said = talk(loaded, ["say cat", "/save", f"/save {file}", f"/save {file}", f"/save {tmp_path / 'no' / 'where'}"])
+    for words in ("use /save talk.jsonl", "2 messages in", "is there already", "cannot be written"):
+        assert words in said
+    (row,) = read_rows(file)
+    assert chat.normalise(row, "talk")[0] == {"role": "user", "content": "say cat"} and len(row["messages"]) == 2
+
+
+def test_the_first_line_says_which_checkpoint_and_what_it_is(base, loaded, monkeypatch, capsys):
+    about = chatting.about(launch.load(base / "pretrain"))
+    assert about.startswith(f"{base / 'pretrain'} step 3, eval loss ")
+    assert about.endswith("(base model: continues text; not instruction tuned)")
+    assert 4 < float(about.split("eval loss ")[1].split()[0]) < 7
+    assert chatting.about(loaded).endswith("(sft)")
+    monkeypatch.setattr("sys.stdin", iter(["/help", "/quit"]))
+    chatting.main(run=str(base), stage="pretrain")
+    out = capsys.readouterr().out
+    assert out.startswith(f"{about}. /reset, /temp 0.7, /save talk.jsonl, /quit\n") and "unknown command /help" in out
+
+
+def test_a_message_that_cannot_be_answered_is_not_kept(loaded):
+    once = talk(loaded, ["say cat"])
+    assert talk(loaded, ["x" * 200, "say cat"]).split("> ")[1] == once.split("> ")[0]
 
 
 def test_a_conversation_longer_than_the_context_says_so(loaded):
