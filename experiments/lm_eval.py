@@ -25,6 +25,7 @@ def blimp_task(path: Path) -> dict[str, Any]:
     return {
         "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(path.resolve())}},
         "output_type": "multiple_choice", "validation_split": "train", "num_fewshot": 0, "doc_to_text": "", "doc_to_target": 0,
+        "target_delimiter": "",  # a sentence begins its document: the harness's own task puts a space before it
         "doc_to_choice": "{{[sentence_good, sentence_bad]}}", "metadata": {"version": 1.0},
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip

@@ -92,7 +92,7 @@ def test_long_texts_are_scored_in_windows_and_long_contexts_lose_their_beginning
     ids, eos = loaded.tokenizer.encode(text), loaded.tokenizer.specials["eos"]
     assert len(ids) > 2 * 96
     whole, short, none = lm.loglikelihood_rolling(requests((text,), ("the cat",), ("",)))
-    windows = [([eos], ids[:96]), (ids[95:96], ids[96:192]), (ids[191:192], ids[192:])]
+    windows = [([eos], ids[:96]), (ids[95:96], ids[96:192]), (ids[-97:192], ids[192:])]
     wanted = sum(ours(loaded, context, said)[0] for context, said in windows)
     np.testing.assert_allclose(whole, wanted, rtol=1e-5)
     np.testing.assert_allclose(short, ours(loaded, [eos], loaded.tokenizer.encode("the cat"))[0], atol=1e-4)

@@ -42,7 +42,9 @@ def test_it_streams_what_the_api_says(phone, server, tmp_path):
     past = phone.run("[...document.querySelectorAll('.message')].map((e) => e.classList.contains('past'))")
     assert past == [True, True, False, False]
     assert phone.run("document.documentElement.scrollWidth <= window.innerWidth") and phone.run("window.innerWidth") == 390
-    assert phone.run("document.querySelector('#send').getBoundingClientRect().bottom <= window.innerHeight")
+    new, send = ([phone.run(f"document.querySelector('{n}').getBoundingClientRect().{side}") for side in ("top", "bottom")]
+                 for n in ("#reset", "#send"))  # fmt: skip
+    assert new == send and send[1] <= 800  # one line of buttons, on the screen
     phone.screenshot(tmp_path / "phone.png")
     assert phone.complaints() == []
     phone.click("#reset")
