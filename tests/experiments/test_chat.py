@@ -1,7 +1,6 @@
 """Talking to a checkpoint: the streamed answer is the generated one, and commands do what they say."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from experiments import chat as chatting
@@ -9,8 +8,8 @@ from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
 from jaxllm.data.text import read_rows
-from jaxllm.generate import decode
 from jaxllm.generate.stream import make_streamer
+from tests.experiments.simple import generated
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +24,8 @@ def talk(loaded, lines, **changes):
     return "".join(written)
 
 
-def generated(loaded, text, max_new_tokens=8):
-    prompt = chat.prompt_ids(loaded.tokenizer, [{"role": "user", "content": text}])
-    s = decode.generate(
-        loaded.model, loaded.params["policy"], jnp.asarray(prompt)[None], jnp.array([len(prompt)]), jax.random.key(0),
-        max_new_tokens=max_new_tokens, stop=chat.stop_ids(loaded.tokenizer), temperature=0.0,
-    )  # fmt: skip
-    ids = s.tokens[0, len(prompt) : int(s.lengths[0]) - int(s.stopped[0])]
-    return loaded.tokenizer.decode(ids.tolist())
+def answer_to(loaded, text):
+    return generated(loaded, chat.prompt_ids(loaded.tokenizer, [{"role": "user", "content": text}]))[0]
 
 
 def test_the_streamed_answer_is_the_greedy_completion(loaded):
@@ -40,18 +33,13 @@ def test_the_streamed_answer_is_the_greedy_completion(loaded):
     stream = make_streamer(loaded.model, temperature=0.0)
     messages = [{"role": "user", "content": "say cat"}]
     answer = chatting.reply(loaded, stream, messages, jax.random.key(0), 8, written.append)
-    assert answer == generated(loaded, "say cat")
+    assert answer == answer_to(loaded, "say cat")
     assert answer.startswith("".join(written))
 
 
 def test_a_base_model_continues_plain_text(base):
     loaded = launch.load(base / "pretrain")
-    ids = loaded.tokenizer.encode("the cat sat")
-    s = decode.generate(
-        loaded.model, loaded.params["policy"], jnp.asarray(ids)[None], jnp.array([len(ids)]), jax.random.key(0), max_new_tokens=8,
-        stop=chat.stop_ids(loaded.tokenizer), temperature=0.0,
-    )  # fmt: skip
-    wanted = loaded.tokenizer.decode(s.tokens[0, len(ids) : int(s.lengths[0]) - int(s.stopped[0])].tolist())
+    wanted = generated(loaded, loaded.tokenizer.encode("the cat sat"))[0]
     stream = make_streamer(loaded.model, temperature=0.0)
     messages = [{"role": "user", "content": "the cat sat"}]
     assert chatting.reply(loaded, stream, messages, jax.random.key(0), 8, lambda _: None) == wanted

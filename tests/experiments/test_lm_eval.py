@@ -2,20 +2,16 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import lm_eval as command
 from jaxllm import launch
-from jaxllm.core import ops
 from jaxllm.core.types import UserError
-from jaxllm.data import chat
 from jaxllm.data.text import read_rows
-from jaxllm.generate import decode
 from jaxllm.train.compiled import programs
 from tests.conftest import shared_data
+from tests.experiments.simple import generated, scored
 from tests.models.tiny import weights
 
 N = 40  # pairs of a paradigm
@@ -43,14 +39,9 @@ def requests(*arguments):
 
 
 def ours(loaded, context, continuation):
-    """The log-likelihood of ids behind others, one row without padding, and whether greedy decoding would say them."""
-    row = np.array([*context, *continuation])
-    record = {"tokens": row[None, :-1], "targets": row[None, 1:], "segments": np.ones((1, len(row) - 1), np.int32)}
-    hidden = ops.forward(loaded.model, loaded.params["policy"], record).hidden
-    best = ops.logits(loaded.model.head(loaded.params["policy"]), hidden).argmax(-1)
-    logps = ops.model_logps(loaded.model, loaded.params["policy"], record).logp
-    said = slice(len(context) - 1, None)
-    return float(logps[0, said].sum()), bool((best[0, said] == row[1:][said]).all())
+    """The log-likelihood of ids behind others, and whether greedy decoding would say them."""
+    logps, best = scored(loaded, context, continuation)
+    return float(logps.sum()), bool(best.all())
 
 
 def test_blimp_has_our_log_likelihoods_and_our_accuracy(lm, loaded):
@@ -73,11 +64,7 @@ def test_blimp_has_our_log_likelihoods_and_our_accuracy(lm, loaded):
 def test_contexts_are_conditions_and_the_most_likely_are_said_so(lm, loaded):
     encode = loaded.tokenizer.encode
     first = encode("the cat")
-    s = decode.generate(
-        loaded.model, loaded.params["policy"], jnp.asarray(first)[None], jnp.array([len(first)]), jax.random.key(0),
-        max_new_tokens=3, temperature=0.0,
-    )  # fmt: skip
-    greedy = s.tokens[0, len(first) :].tolist()
+    _, greedy = generated(loaded, first, 3)
     pairs = [(first, greedy), (first, encode(" sat")), (encode("a dog ran over the"), encode(" hill to the sea")), ([257], first)]
     got = lm._loglikelihood_tokens([(("", ""), *pair) for pair in pairs])
     wanted = [ours(loaded, *pair) for pair in pairs]
@@ -105,14 +92,8 @@ def test_long_texts_are_scored_in_windows_and_long_contexts_lose_their_beginning
 
 def test_completions_are_generated_ones_up_to_their_stop(lm, loaded):
     texts = ["the cat", "a dog ran over the hill", "x" * 90]
-    plain = []
-    for text in texts:
-        ids = loaded.tokenizer.encode(text)[-(96 - 10) :]
-        s = decode.generate(
-            loaded.model, loaded.params["policy"], jnp.asarray(ids)[None], jnp.array([len(ids)]), jax.random.key(0),
-            max_new_tokens=10, stop=chat.stop_ids(loaded.tokenizer), temperature=0.0,
-        )  # fmt: skip
-        plain.append(loaded.tokenizer.decode(s.tokens[0, len(ids) : int(s.lengths[0]) - int(s.stopped[0])].tolist()))
+    prompts = [loaded.tokenizer.encode(text)[-(96 - 10) :] for text in texts]
+    plain = [generated(loaded, prompt, 10)[0] for prompt in prompts]
     settings = {"until": [], "max_gen_toks": 10, "do_sample": False, "temperature": 0.7}
     assert lm.generate_until(requests(*((t, settings) for t in texts))) == plain and len(set(plain)) == 3
     stop = plain[0][3:5]

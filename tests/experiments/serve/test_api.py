@@ -5,28 +5,15 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import chat as chatting
 from experiments.serve import prompts, worker
 from experiments.serve.desk import Desk, submit
-from jaxllm.core import ops
 from jaxllm.data import chat
-from jaxllm.generate import decode
 from jaxllm.train.compiled import programs
-
-
-def generated(loaded, prompt, limit=8, seed=0, row=0, **how):
-    """(text, tokens) of a completion by the simple path."""
-    s = decode.generate(
-        loaded.model, loaded.params["policy"], jnp.asarray(prompt)[None], jnp.array([len(prompt)]), jax.random.key(seed),
-        max_new_tokens=limit, stop=chat.stop_ids(loaded.tokenizer), row_offset=row, **{"temperature": 0.0, **how},
-    )  # fmt: skip
-    ids = s.tokens[0, len(prompt) : int(s.lengths[0]) - int(s.stopped[0])].tolist()
-    return loaded.tokenizer.decode(ids), ids
+from tests.experiments.simple import generated, scored
 
 
 def asked(loaded, content):
@@ -111,9 +98,7 @@ def test_logprobs_are_the_models(server):
     content = body["choices"][0]["logprobs"]["content"]
     prompt = asked(server.loaded, "say cat")
     _, ids = generated(server.loaded, prompt)
-    row = np.array([*prompt, *ids])
-    record = {"tokens": row[None, :-1], "targets": row[None, 1:], "segments": np.ones((1, len(row) - 1), np.int32)}
-    logps = ops.model_logps(server.loaded.model, server.loaded.params["policy"], record).logp[0, len(prompt) - 1 :]
+    logps, _ = scored(server.loaded, prompt, ids)
     np.testing.assert_allclose([c["logprob"] for c in content], logps, atol=1e-4)
     assert [c["token"] for c in content] == [server.loaded.tokenizer.piece(i) for i in ids]
     for c in content:
