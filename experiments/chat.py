@@ -113,8 +113,8 @@ def _new_temperature(loaded, line, write):
     try:
         value = float(line.split()[1])
     except (IndexError, ValueError):
-        return write("use /temp 0.7\n")
-    return make_streamer(loaded.model, temperature=max(value, 0.0))
+        value = -1.0
+    return make_streamer(loaded.model, temperature=value) if 0 <= value < 100 else write("use /temp 0.7\n")
 
 
 def _save(messages, name):

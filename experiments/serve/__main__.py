@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint and a chat page over any stage's checkpoint.
 
     python -m experiments.serve --run=runs/quickstart --stage=ppo
-    http://127.0.0.1:8000 (this machine only)
+    http://127.0.0.1:8000  (loopback only)
 
 Another host than this machine's own needs --token=SECRET, or --token=auto for one that is made and printed. See docs/serving.md.
 """

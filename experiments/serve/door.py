@@ -62,7 +62,7 @@ def make_token(given: str) -> str:
 def address(host: str, port: int, token: str) -> str:
     """The line that says where the server is. A token stands behind #, which browsers do not send."""
     name = f"[{host}]" if ":" in host else host
-    reach = "this machine only" if is_loopback(host) else "other machines too: anyone with the token"
+    reach = "loopback only" if is_loopback(host) else "other machines too: anyone with the token"
     secret = f"/#token={token}" if token else ""
     return f"http://{name}:{port}{secret}  ({reach})"
 

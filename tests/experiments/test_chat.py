@@ -58,7 +58,8 @@ def test_turns_beyond_those_of_training_are_forgotten(loaded):
 
 
 def test_temperature_must_be_a_number(loaded):
-    assert "use /temp 0.7" in talk(loaded, ["/temp warm"])
+    for wrong in ("/temp warm", "/temp", "/temp nan", "/temp -1", "/temp inf"):
+        assert "use /temp 0.7" in talk(loaded, [wrong])
     assert "use /temp" not in talk(loaded, ["/temp 0.5"])
 
 

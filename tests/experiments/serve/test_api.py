@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,9 +11,9 @@ import pytest
 
 from experiments import chat as chatting
 from experiments.serve import prompts, worker
-from experiments.serve.desk import Desk, submit
 from jaxllm.data import chat
 from jaxllm.train.compiled import programs
+from tests.experiments.serve.conftest import run_server
 from tests.experiments.simple import generated, scored
 
 
@@ -30,14 +31,16 @@ def test_a_greedy_answer_is_the_generated_one(server):
     assert body["object"] == "chat.completion" and body["model"] == server.name
 
 
-def test_eight_at_once_get_what_each_gets_alone(server):
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.2, "top_p": 0.9, "seed": 5}], ids=["greedy", "sampled"])
+def test_eight_at_once_get_what_each_gets_alone(server, how):
     words = ["cat", "dog", "moon", "sea", "hill", "book", "rain", "town"]
     contents = [f"say {word} {'x' * 9 * i}" for i, word in enumerate(words)]
-    alone = [server.chat(c, max_tokens=12)["choices"][0]["message"]["content"] for c in contents]
+    ask = lambda content: server.chat(content, max_tokens=12, **how)["choices"][0]["message"]["content"]  # noqa: E731
+    alone = [ask(content) for content in contents]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda c: server.chat(c, max_tokens=12)["choices"][0]["message"]["content"], contents))
+        together = list(pool.map(ask, contents))
     assert together == alone and len(set(alone)) > 4
-    assert alone[7] == generated(server.loaded, asked(server.loaded, contents[7]), 12)[0]
+    assert alone[7] == generated(server.loaded, asked(server.loaded, contents[7]), 12, **how)[0]
 
 
 def test_a_seed_decides_and_choices_are_rows(server):
@@ -201,9 +204,32 @@ def test_models_and_health(server):
 
 
 def test_a_full_queue_is_429(server, monkeypatch):
-    monkeypatch.setattr("experiments.serve.follow.submit", lambda desk, wanted, out: submit(Desk(most=0), wanted, out))
-    status, headers, text = server.ask(body={"model": server.name, "messages": [{"role": "user", "content": "x"}]})
+    go, tell = threading.Event(), worker._tell
+    monkeypatch.setattr(worker, "_tell", lambda *args: go.wait(20) and tell(*args))
+    small, stop = run_server(server.loaded, slots=1, queue=1)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            served = []
+            for content, there in (("say cat", small.desk.seated), ("say dog", small.desk.waiting)):
+                served.append(pool.submit(small.chat, content))
+                until(lambda there=there: len(there) == 1)
+            status, headers, text = small.ask(body={"model": small.name, "messages": [{"role": "user", "content": "x"}]})
+            assert json.loads(small.ask("/health")[2]) == {"status": "ok", "active": 1, "waiting": 1}
+            go.set()
+            assert [s.result()["choices"][0]["message"]["content"] for s in served] == [
+                generated(server.loaded, asked(server.loaded, content))[0] for content in ("say cat", "say dog")
+            ]
+    finally:
+        go.set()
+        stop()
     assert status == 429 and headers["Retry-After"] == "1" and json.loads(text)["error"]["type"] == "rate_limit_error"
+
+
+def until(true, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert true()
 
 
 def test_a_failure_of_the_device_ends_the_request_and_not_the_server(server, monkeypatch, capfd):
@@ -232,9 +258,6 @@ def test_a_client_that_leaves_frees_its_row(server, monkeypatch):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
             head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             client.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-            deadline = time.monotonic() + 20
-            while len(drawn) < 3 and time.monotonic() < deadline:
-                time.sleep(0.01)
-        while server.desk.seated and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not server.desk.seated and 3 <= len(drawn) < 40, drawn
+            until(lambda: len(drawn) >= 3)
+        until(lambda: not server.desk.seated)
+        assert len(drawn) < 40, drawn

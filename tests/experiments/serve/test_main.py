@@ -27,7 +27,7 @@ def test_it_serves_until_it_is_told_to_stop(base, number):
     try:
         first, second = process.stdout.readline(), process.stdout.readline()
         assert f"{base / 'sft'} step 3 (sft) as model" in first
-        url, token = re.match(r"(http://127\.0\.0\.1:\d+)/#token=([\w-]{32})  \(this machine only\)", second).groups()
+        url, token = re.match(r"(http://127\.0\.0\.1:\d+)/#token=([\w-]{32})  \(loopback only\)", second).groups()
         request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(request, timeout=30) as answer:
             name = json.load(answer)["data"][0]["id"]

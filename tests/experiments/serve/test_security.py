@@ -200,8 +200,8 @@ def test_tokens():
     for weak in ("short", "with a space in it, long enough", "é" * 20):
         with pytest.raises(UserError, match="--token=auto"):
             door.make_token(weak)
-    assert door.address("127.0.0.1", 8000, "") == "http://127.0.0.1:8000  (this machine only)"
-    assert door.address("::1", 80, first).startswith(f"http://[::1]:80/#token={first}  (this machine only)")
+    assert door.address("127.0.0.1", 8000, "") == "http://127.0.0.1:8000  (loopback only)"
+    assert door.address("::1", 80, first).startswith(f"http://[::1]:80/#token={first}  (loopback only)")
 
 
 def test_a_port_that_is_in_use_is_said_with_one_that_is_free(server):
