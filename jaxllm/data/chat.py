@@ -176,6 +176,11 @@ def encode_document(tokenizer: Tokenizer, text: str) -> Example:
     return Example(tokens, np.ones(len(tokens), bool))
 
 
+def text_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """int32 [m]: a text that is to be continued, as documents begin; a bos, where there is one, comes first."""
+    return np.array([*_bos(tokenizer), *tokenizer.encode(text)], np.int32)
+
+
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end an answer: the template's end token and eos."""
     specials = tokenizer.specials

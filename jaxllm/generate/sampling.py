@@ -61,5 +61,34 @@ def choose(keys: jax.Array, logits: jax.Array, *, temperature: float, top_k: int
     return token, _logp(warped, token), _logp(logits, token)
 
 
+def warp_rows(logits: jax.Array, *, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """`warp` of [b, v] with settings that are arrays [b]: one program for all of them. Every temperature must be above 0."""
+    logits = logits.astype(jnp.float32) / temperature[:, None]
+    v = logits.shape[-1]
+
+    def cut(logits: jax.Array) -> jax.Array:
+        order = jnp.argsort(-logits, axis=-1)
+        last = jnp.clip(jnp.where(top_k > 0, top_k, v), 1, v) - 1
+        kth = jnp.take_along_axis(logits, jnp.take_along_axis(order, last[:, None], axis=-1), axis=-1)
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+        probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+        keep = (jnp.cumsum(probs, axis=-1) - probs < top_p[:, None]) | (top_p >= 1)[:, None]
+        keep = jnp.take_along_axis(keep, jnp.argsort(order, axis=-1), axis=-1)
+        keep = keep | (logits == logits.max(axis=-1, keepdims=True))
+        return jnp.where(keep, logits, -jnp.inf)
+
+    return jax.lax.cond(jnp.any((top_k > 0) | (top_p < 1)), cut, lambda x: x, logits)  # sorting costs more than all else
+
+
+def choose_rows(
+    keys: jax.Array, logits: jax.Array, *, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(token, its log-probability under the model), each [b], as `choose` with settings that are arrays [b]."""
+    greedy = temperature == 0
+    warped = warp_rows(logits, temperature=jnp.where(greedy, 1.0, temperature), top_k=top_k, top_p=top_p)
+    token = jnp.where(greedy, first_largest(logits), draw(keys, warped))
+    return token, _logp(logits, token)
+
+
 def _logp(logits: jax.Array, token: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)

@@ -1,15 +1,15 @@
 """Talking to a checkpoint: the streamed answer is the generated one, and commands do what they say."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from experiments import chat as chatting
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
-from jaxllm.generate import decode
+from jaxllm.data.text import read_rows
 from jaxllm.generate.stream import make_streamer
+from tests.experiments.simple import generated
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,8 @@ def talk(loaded, lines, **changes):
     return "".join(written)
 
 
-def generated(loaded, text, max_new_tokens=8):
-    prompt = chat.prompt_ids(loaded.tokenizer, [{"role": "user", "content": text}])
-    s = decode.generate(
-        loaded.model, loaded.params["policy"], jnp.asarray(prompt)[None], jnp.array([len(prompt)]), jax.random.key(0),
-        max_new_tokens=max_new_tokens, stop=chat.stop_ids(loaded.tokenizer), temperature=0.0,
-    )  # fmt: skip
-    ids = s.tokens[0, len(prompt) : int(s.lengths[0]) - int(s.stopped[0])]
-    return loaded.tokenizer.decode(ids.tolist())
+def answer_to(loaded, text):
+    return generated(loaded, chat.prompt_ids(loaded.tokenizer, [{"role": "user", "content": text}]))[0]
 
 
 def test_the_streamed_answer_is_the_greedy_completion(loaded):
@@ -39,18 +33,13 @@ def test_the_streamed_answer_is_the_greedy_completion(loaded):
     stream = make_streamer(loaded.model, temperature=0.0)
     messages = [{"role": "user", "content": "say cat"}]
     answer = chatting.reply(loaded, stream, messages, jax.random.key(0), 8, written.append)
-    assert answer == generated(loaded, "say cat")
+    assert answer == answer_to(loaded, "say cat")
     assert answer.startswith("".join(written))
 
 
 def test_a_base_model_continues_plain_text(base):
     loaded = launch.load(base / "pretrain")
-    ids = loaded.tokenizer.encode("the cat sat")
-    s = decode.generate(
-        loaded.model, loaded.params["policy"], jnp.asarray(ids)[None], jnp.array([len(ids)]), jax.random.key(0), max_new_tokens=8,
-        stop=chat.stop_ids(loaded.tokenizer), temperature=0.0,
-    )  # fmt: skip
-    wanted = loaded.tokenizer.decode(s.tokens[0, len(ids) : int(s.lengths[0]) - int(s.stopped[0])].tolist())
+    wanted = generated(loaded, loaded.tokenizer.encode("the cat sat"))[0]
     stream = make_streamer(loaded.model, temperature=0.0)
     messages = [{"role": "user", "content": "the cat sat"}]
     assert chatting.reply(loaded, stream, messages, jax.random.key(0), 8, lambda _: None) == wanted
@@ -69,8 +58,36 @@ def test_turns_beyond_those_of_training_are_forgotten(loaded):
 
 
 def test_temperature_must_be_a_number(loaded):
-    assert "use /temp 0.7" in talk(loaded, ["/temp warm"])
+    for wrong in ("/temp warm", "/temp", "/temp nan", "/temp -1", "/temp inf"):
+        assert "use /temp 0.7" in talk(loaded, [wrong])
     assert "use /temp" not in talk(loaded, ["/temp 0.5"])
+
+
+def test_save_keeps_the_conversation_and_overwrites_nothing(loaded, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    assert "nothing has been said" in talk(loaded, [f"/save {file}"]) and not file.exists()
+    said = talk(loaded, ["say cat", "/save", f"/save {file}", f"/save {file}", f"/save {tmp_path / 'no' / 'where'}"])
+    for words in ("use /save talk.jsonl", "2 messages in", "is there already", "cannot be written"):
+        assert words in said
+    (row,) = read_rows(file)
+    assert chat.normalise(row, "talk")[0] == {"role": "user", "content": "say cat"} and len(row["messages"]) == 2
+
+
+def test_the_first_line_says_which_checkpoint_and_what_it_is(base, loaded, monkeypatch, capsys):
+    about = chatting.about(launch.load(base / "pretrain"))
+    assert about.startswith(f"{base / 'pretrain'} step 3, eval loss ")
+    assert about.endswith("(base model: continues text; not instruction tuned)")
+    assert 4 < float(about.split("eval loss ")[1].split()[0]) < 7
+    assert chatting.about(loaded).endswith("(sft)")
+    monkeypatch.setattr("sys.stdin", iter(["/help", "/quit"]))
+    chatting.main(run=str(base), stage="pretrain")
+    out = capsys.readouterr().out
+    assert out.startswith(f"{about}. /reset, /temp 0.7, /save talk.jsonl, /quit\n") and "unknown command /help" in out
+
+
+def test_a_message_that_cannot_be_answered_is_not_kept(loaded):
+    once = talk(loaded, ["say cat"])
+    assert talk(loaded, ["x" * 200, "say cat"]).split("> ")[1] == once.split("> ")[0]
 
 
 def test_a_conversation_longer_than_the_context_says_so(loaded):
