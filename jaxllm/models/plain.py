@@ -2,8 +2,8 @@
 
 The weights are kept as exp(scores - their maximum) and rows are divided by their sums on the narrow side, at the values and at the
 gradients (as in arXiv 2205.14135), so nothing of length x length is divided. A block of queries meets the keys up to its last
-position only: four blocks form five eighths of the square. What JAX derives by itself takes 1.13 times as long in a train step
-on a CPU.
+position only: four blocks form five eighths of the square. With what JAX derives by itself a train step takes 1.13 times as
+long on a CPU.
 """
 
 from __future__ import annotations
