@@ -1,8 +1,8 @@
 """Fault points: the named places of a run where a test kills it. Without the variable a point does nothing.
 
 JAXLLM_FAULT=<name>[@n][=hang] ends the process with 137 when it passes the point for the n-th time (the first unless given), as
-SIGKILL does: no `finally`, no flush; with =hang it stops there instead and never goes on. JAXLLM_FAULT_TRACE=<file> keeps the
-name of the last point that was passed in a file, so that a kill from outside can be told where it hit.
+SIGKILL does: no `finally`, no flush; with =hang it stops there instead and never goes on. JAXLLM_FAULT_TRACE=<file> adds a line
+"<Unix seconds> <name>" to a file for every point that is passed, so that a kill from outside can be told where it hit.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _passed: collections.Counter[str] = collections.Counter()
 def point(name: str) -> None:
     """A place that has a name in POINTS."""
     wanted, trace = os.environ.get(KILL), os.environ.get(TRACE)
+    if trace:
+        with open(trace, "a", encoding="utf-8") as file:
+            file.write(f"{time.time():.3f} {name}\n")
     if wanted:
         _meet(name, wanted)
-    if trace:
-        with open(trace, "w", encoding="utf-8") as file:
-            file.write(name)
 
 
 def parse(wanted: str) -> tuple[str, int, bool]:
