@@ -7,6 +7,7 @@ The run's own experiment makes the step again, with the weights of its newest ch
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,9 +93,14 @@ def main(batch: str) -> None:
     about = read_json(where / ABOUT)
     with np.load(where / BATCH, allow_pickle=False) as columns:
         kept = tree.unflatten(dict(columns))
+    contextvars.copy_context().run(_again, common.LOOP, where, about, kept)
+
+
+def _again(loop: contextvars.ContextVar, where: Path, about: dict, kept: dict) -> None:
+    """The run's experiment up to its loop, with ours in place of it; nothing is written."""
     config = ml_collections.ConfigDict({**about["config"], "gates": False, "watchdog": 0.0})
     run = runs.Run(where.absolute().parents[1], about["experiment"], about["config"], about["command"], writes=False)
-    common.LOOP.set(repeat(about, kept))
+    loop.set(repeat(about, kept))
     try:
         importlib.import_module(f"experiments.{about['experiment']}").main(config, run)
     except Repeated as found:
