@@ -168,12 +168,17 @@ def test_two_processes_in_one_directory_the_second_is_told_who_holds_it(text, tm
 # ---- disks
 
 
+def traces(done):
+    """The lines of tracebacks; tensorstore's own threads print some when the disk is full."""
+    return "".join(line for line in done.stderr.splitlines() if line.lstrip().startswith("File "))
+
+
 @pytest.mark.fault
 def test_files_that_may_not_grow(text, whole, tmp_path):
     """RLIMIT_FSIZE stands for a full disk where no file system can be mounted: every checkpoint fails, and then 74."""
     workdir = tmp_path / "run"
     done = run(pretrain(workdir, text, save_every=12), limit=20_000)
-    assert done.returncode == 74 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 74 and "jaxllm/" not in traces(done), done.stderr
     assert "could not be written (File too large)" in done.stderr and "TRAINING GOES ON" in done.stderr
     assert not [p.name for p in (workdir / "checkpoints").iterdir()]
     done = run(pretrain(workdir, text, save_every=4))
@@ -193,11 +198,10 @@ def small_disk(tmp_path):
 
 def fill(path):
     """Take what is left of a disk."""
-    with open(path, "wb") as file:
+    with open(path, "wb", buffering=0) as file:
         try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
+            while file.write(bytes(4096)):
+                pass
         except OSError:
             pass
 
@@ -209,7 +213,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(text, whole, small_disk):
     before = manifest.steps_of(workdir / "checkpoints")
     fill(small_disk / "filler")
     done = run(pretrain(workdir, text))
-    assert done.returncode == 74 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 74 and "jaxllm/" not in traces(done), done.stderr
     assert "free under" in done.stderr and "Make room, then continue with" in done.stderr
     kept = manifest.steps_of(workdir / "checkpoints")
     assert kept and kept[-1] == before[-1] and manifest.damage(workdir / "checkpoints" / str(kept[-1])) is None
@@ -222,10 +226,10 @@ FULL_LOG = """
 import sys
 from jaxllm.report.run import open_run
 run = open_run(sys.argv[1], "test", {})
-with open(sys.argv[2], "wb") as filler:
+with open(sys.argv[2], "wb", buffering=0) as filler:
     try:
-        while True:
-            filler.write(bytes(4096)); filler.flush()
+        while filler.write(bytes(4096)):
+            pass
     except OSError:
         pass
 for step in range(2000):
