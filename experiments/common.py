@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import speed
+from experiments import replay, speed
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.core import ops, sharding, spec, tree
@@ -25,10 +26,13 @@ from jaxllm.losses import lm
 from jaxllm.models import families
 from jaxllm.report.console import progress
 from jaxllm.report.files import flatten
-from jaxllm.train import checkpoint, gates, loop, moments, optim, processes, profile
+from jaxllm.train import checkpoint, faults, gates, guard, loop, moments, optim, processes, profile
 from jaxllm.train.compiled import counted
 from jaxllm.train.step import make_train_step, split_trainable, trained_roots
+from jaxllm.train.watchdog import watchdog
 
+# what runs the steps; `replay` puts something else here
+LOOP: ContextVar[Callable] = ContextVar("loop", default=loop.fit)
 NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "kto": "sft", "ppo": "sft"}
 
 
@@ -146,14 +150,18 @@ def muon(schedule: Callable, o: Any) -> Any:
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor, "muon": muon}
 
 
-def optimizer(config: Any, updates: int | None = None) -> Any:
-    """(The optimizer of config.optim, its schedule: warm-up and a cosine over `updates`, default config.steps)."""
+def optimizer(config: Any, updates: int | None = None, around: Callable | None = None) -> Any:
+    """(The guarded optimizer of config.optim, its schedule: warm-up and a cosine over `updates`, default config.steps).
+
+    around(tx): what a stage puts around the optimizer, within the guard.
+    """
     o = config.optim
     for name, table in (("name", OPTIMIZERS), ("moments", moments.DTYPES)):
         if o[name] not in table:
             raise UserError(f"optim.{name}={o[name]!r}: choose one of {', '.join(table)}")
     schedule = optim.warmup_cosine(o.lr, updates or config.steps, warmup=o.warmup, final=o.final)
     tx = OPTIMIZERS[o.name](schedule, o)
+    tx = guard.guarded(around(tx) if around else tx, sigma=config.guard.sigma)
     if o.moments != "float32":
         moments.check_b2(o.moments, o.b2)
         tx = moments.stored(tx, o.moments)
@@ -189,7 +197,7 @@ def fit(
     keeps to; `meta` is added to what checkpoints say of themselves; `checks` are the gates of the first steps (default: what is
     trained moves, the rest does not), unless config.gates is False. A step_fn that is jitted may compile once.
     """
-    traced = profile.window(config.profile, config.steps)
+    window = profile.window(config.profile, config.steps)
     check_columns(columns, model.config.vocab_size)
     part, parts = sharding.process_rows(mesh)
     loader = make_loader(columns, config.batch_size, config.seed, process_index=part, process_count=parts)
@@ -197,12 +205,7 @@ def fit(
         **dict(flatten({"config": run.config})), "data": loader.state(0), "tokenizer": tokenizers.fingerprint(tokenizer),
     })  # fmt: skip
     processes.first_only(lambda: keep_tokenizer(run, tokenizer))
-    meta = {
-        "experiment": run.experiment, "model": families.to_dict(model.config), "roots": sorted(state.params),
-        "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,
-        "turns": turns, "versions": {"jax": jax.__version__}, **(meta or {}),
-        "lora": {root: config.lora.to_dict() for root, leaves in state.params.items() if "lora" in leaves},
-    }  # fmt: skip
+    meta = _meta(config, run, model, state, tokenizer, turns) | (meta or {})
     one_program, step_fn = hasattr(step_fn, "lower"), counted(step_fn, "the train step")
     if config.gates:
         asked = (gates.moved(),) if checks is None else checks
@@ -210,30 +213,57 @@ def fit(
     store = checkpoint.open_checkpoints(run.workdir, keep=config.keep, warn=run.warn)
     whole = lambda s: s.replace(params=trained_roots(s.params, frozen))  # noqa: E731
     judge = evaluate and (lambda step, params: evaluate(step, trained_roots(params, frozen)))
-    if (found := store.restore(whole(state))) is not None:
-        moving = tree.flatten(state.params).keys()
-        state, data, _ = found
-        state = state.replace(params=tree.unflatten({p: x for p, x in tree.flatten(state.params).items() if p in moving}))
-        check_state(loader, data)
-        run.truncate(int(state.step))
-        run.note(f"resumed at step {int(state.step)} of {config.steps}")
+    state = _restored(store, run, loader, state, whole, config.steps)
     if config.show_sharding:
         speed.show_sharding(run, mesh, model, state, frozen)
     rates = speed.meter(run, mesh, model, state, frozen, columns, config.batch_size, tokens_per_step, whole=one_program)
-    line, watch = progress(config.steps, run.experiment), profile.Stopwatch()
-    try:
-        with profile.traced(step_fn, traced if run.writes else None, int(state.step), run.path("profile"), run.note) as step_fn:
-            return loop.fit(
-                step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
-                steps=config.steps, log=speed.logger(run, schedule, rates, line, tokens_per_step, last),
-                log_every=config.log_every, evaluate=judge, eval_every=config.eval_every or config.steps,
-                save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta), save_every=config.save_every,
-                save_seconds=config.save_seconds, watch=watch,
-            )  # fmt: skip
-    finally:  # a run that is stopped leaves by an exception, and its last checkpoint may still be on the way
-        line.close()
-        store.close()
-        speed.keep_times(run, watch.take())
+    line, index = progress(config.steps, run.experiment), jax.process_index()
+    with watchdog(run.workdir / "crash", config.watchdog, process=index, warn=run.warn) as enter:
+        watch = profile.Stopwatch(enter=enter)
+        traced = profile.traced(step_fn, window if run.writes else None, int(state.step), run.path("profile"), run.note)
+        try:
+            with traced as step_fn:
+                state = LOOP.get()(
+                    step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
+                    steps=config.steps, log=speed.logger(run, schedule, rates, line, tokens_per_step, last),
+                    log_every=config.log_every, evaluate=judge, eval_every=config.eval_every or config.steps,
+                    save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta), save_every=config.save_every,
+                    save_seconds=config.save_seconds, again=store.again, watch=watch, patience=config.guard.patience,
+                )  # fmt: skip
+        except guard.NonFinite as error:
+            error.add_note(replay.keep(run, config, error, make_loader(columns, config.batch_size, config.seed)))
+            raise
+        finally:  # a run that is stopped leaves by an exception, and its last checkpoint may still be on the way
+            line.close()
+            with watch.part("save"):
+                store.close()
+            speed.keep_times(run, watch.take())
+    faults.point("before:result")
+    return state
+
+
+def _meta(config: Any, run: Any, model: Any, state: Any, tokenizer: Any, turns: int) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    return {
+        "experiment": run.experiment, "model": families.to_dict(model.config), "roots": sorted(state.params),
+        "tokenizer": tokenizers.fingerprint(tokenizer), "template": chat.template_hash(tokenizer), "config": run.config,
+        "turns": turns, "versions": {"jax": jax.__version__},
+        "lora": {root: config.lora.to_dict() for root, leaves in state.params.items() if "lora" in leaves},
+    }  # fmt: skip
+
+
+def _restored(store: Any, run: Any, loader: Any, state: Any, whole: Callable, steps: int) -> Any:
+    """The state of the newest whole checkpoint, or the given one; metrics behind it are cut off, they will be written again."""
+    if (found := store.restore(whole(state))) is None:
+        run.truncate(0)
+        return state
+    faults.point("after:restore")
+    moving = tree.flatten(state.params).keys()
+    state, data, _ = found
+    check_state(loader, data)
+    run.truncate(int(state.step))
+    run.note(f"resumed at step {int(state.step)} of {steps}")
+    return state.replace(params=tree.unflatten({p: x for p, x in tree.flatten(state.params).items() if p in moving}))
 
 
 def keep_tokenizer(run: Any, tokenizer: Any) -> None:

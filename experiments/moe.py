@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 
@@ -79,8 +80,8 @@ def objective(config, model):
 
 def optimizer(config, c: DecoderConfig):
     """(AdamW, its schedule), with plain sign steps for the routers' biases where there are any."""
-    tx, schedule = common.optimizer(config)
-    return (router_bias(tx, config.router.bias_rate) if c.moe is not None and c.moe.bias else tx), schedule
+    biased = c.moe is not None and c.moe.bias
+    return common.optimizer(config, around=partial(router_bias, rate=config.router.bias_rate) if biased else None)
 
 
 def train_dense(config, run) -> dict[str, float]:

@@ -10,7 +10,7 @@ from jaxllm.core import tree
 from jaxllm.models import flops
 from jaxllm.report import layout
 from jaxllm.report.files import dump, read_jsonl, write_atomic
-from jaxllm.train import chips, profile
+from jaxllm.train import chips, faults, profile
 from jaxllm.train.compiled import programs
 
 # columns whose every token is trained on once
@@ -78,7 +78,9 @@ def logger(
         named = {k if "/" in k else f"train/{k}": v for k, v in rates(step, values).items()}
         if last is not None:
             last.update({k: v for k, v in named.items() if not k.startswith(("time/", "perf/"))})
+        faults.point("before:log")
         run.log(step, {**named, "train/lr": float(schedule(step - 1))})
+        faults.point("after:log")
         line.update(step, values.get("loss", 0.0), tokens)
 
     return log

@@ -24,7 +24,7 @@ from jaxllm.report.console import say
 # No device is touched before prepare_jax: a mistyped setting is answered at once.
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-DISK_WORDS = ("No space left on device", "Disk quota exceeded")
+DISK_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = None, argv: list | None = None) -> None:
@@ -129,11 +129,13 @@ def execute(
         config.update_from_flattened_dict(chosen)
     runs.make_dir(workdir)
     first = prepare_jax() == 0
-    from jaxllm.train import processes
+    from jaxllm.train import faults, processes
 
     with runs.lock(workdir) if first else _silent():
         opened = runs.open_run(workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first)
+        faults.point("opened")
         main(config, opened, **extra)
+        faults.point("after:result")
         processes.barrier()  # result.json is there when any of them reads it
     return runs.finished(workdir)
 
@@ -218,8 +220,12 @@ def guard(work: Callable[[], Any], workdir: Path | None, command: str, *, debug:
 
 
 def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) -> int:
+    from jaxllm.train.guard import NonFinite
+
     if isinstance(error, UserError):
-        return _user_error(error)
+        return _user_error(error, error.code)
+    if isinstance(error, NonFinite):
+        return _user_error(" ".join([str(error), *getattr(error, "__notes__", [])]), 70)
     if _lost_peer(error):
         text = str(error).splitlines()[0][:200]
         say(f"error: another process of this run was lost ({text}). Continue with:  {command}", stream=sys.stderr)
@@ -246,10 +252,10 @@ def _write_crash(workdir: Path | None, command: str) -> str:
     return f" Traceback: {path}"
 
 
-def _user_error(error: Exception) -> int:
+def _user_error(error: Exception | str, code: int = 2) -> int:
     for line in str(error).splitlines():
         say(f"error: {line}", stream=sys.stderr)
-    return 2
+    return code
 
 
 def _lost_peer(error: Exception) -> bool:

@@ -42,6 +42,7 @@ def recording(path, stop_at=None):
 def main():
     told, index = json.loads(sys.argv[1]), int(sys.argv[2])
     os.environ.update(cluster.flag_environment(told["coordinator"], told["processes"], index))
+    os.environ.update(told.get("environment", {}).get(str(index), {}))
 
     def work():
         launch.prepare_jax()

@@ -181,7 +181,7 @@ def test_preferences_and_online_rl_on_two_processes(whole, tmp_path):
         close(metric(tmp_path / "grpo1", name), metric(tmp_path / "grpo2", name))
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_processes_that_do_not_run_the_same_are_refused(text, tmp_path):
     settings = {**TINY, "data.path": text}
     told = {"stages": [["pretrain", str(tmp_path / "run"), settings]], "notes": str(tmp_path / "rows")}
@@ -191,7 +191,7 @@ def test_processes_that_do_not_run_the_same_are_refused(text, tmp_path):
         assert "error: process 1 and process 0 do not run the same: config.optim.lr differs" in output, output
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 def test_a_lost_process_ends_the_others_with_a_code_that_says_restart(text, tmp_path):
     settings = {**TINY, "steps": 100_000, "data.path": text}
     told = {"stages": [["pretrain", str(tmp_path / "run"), settings]], "notes": str(tmp_path / "rows")}

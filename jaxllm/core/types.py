@@ -15,7 +15,9 @@ Key = jax.Array  # jax.random.key
 
 
 class UserError(Exception):
-    """Bad input: one line that names the file, the value and the fix. `launch` turns it into exit code 2."""
+    """Bad input: one line that names the file, the value and the fix. `launch` turns it into its exit code."""
+
+    code = 2
 
 
 @struct.dataclass

@@ -7,6 +7,7 @@ the step runs as it did before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,8 +88,8 @@ def moved(patience: int | None = 8) -> Gate:
                 f"gate `moved` failed at step {seen.step}: {len(changed)} of {len(seen.frozen[0])} frozen leaves changed: "
                 f"{_some(changed)}. Likely: a buffer that is donated and also frozen, or a write in place. {OFF}"
             )
-        if seen.lr == 0:
-            return None
+        if seen.lr == 0 or not math.isfinite(seen.metrics.get("grad_norm", 0.0)):
+            return None  # nothing was to move: the guard makes no update of a gradient that is not finite
         still = unmoved(seen)
         roots = {path.partition("/")[0] for path in seen.trained[0]}
         stuck = sorted(roots - {p.partition("/")[0] for p in differing(*seen.trained)})

@@ -7,11 +7,12 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
+from jaxllm.train import faults, guard
 from jaxllm.train.processes import make_meet
 from jaxllm.train.profile import Stopwatch
 from jaxllm.train.step import Step, overlapping, settled
@@ -22,60 +23,110 @@ def fit(
     log: Callable[[int, dict[str, float]], None], log_every: int = 10,
     evaluate: Callable[[int, Params], None] | None = None, eval_every: int = 0,
     save: Callable[[TrainState], None] | None = None, save_every: int = 0, save_seconds: float = 180.0,
-    watch: Stopwatch | None = None,
+    again: Callable[[bool], bool] = lambda wait: False, watch: Stopwatch | None = None, patience: int = 5,
 ) -> TrainState:  # fmt: skip
     """Run step_fn from state.step to `steps` and return the last state.
 
     batches(i) is the batch of step i on the devices; log(i, values) gets the means of the metrics since the last call, and the
     seconds of each part of the loop as time/*, for the first step and every log_every; watch, when given, keeps the seconds
     behind the last log; evaluate(i, params) runs every eval_every steps and at the end; save(state)
-    every save_every steps or save_seconds seconds, and at the end. Metrics stay on the device between logs, so the host
-    never waits for a step that it has just started. SIGTERM and Ctrl-C save at the next step boundary, then SystemExit(75)
-    or KeyboardInterrupt is raised; a second signal does not wait. Several processes stop and save at the same step, whichever of
-    them got the signal, and by the clock of process 0.
+    every save_every steps or save_seconds seconds, when again() says that the last one has failed, and at the end. Metrics stay
+    on the device between logs, so the host never waits for a step that it has just started. SIGTERM and Ctrl-C save at the next
+    step boundary, then SystemExit(75) or KeyboardInterrupt is raised; a second signal does not wait. `patience` updates in a row
+    that were not finite end it in the same way, with NonFinite, at the log that sees them. Several processes stop and save at
+    the same step, whichever of them got the signal, and by the clock of process 0.
     """
     step, watch = int(state.step), watch or Stopwatch()
-    begun = step
+    begun, stop, streak = step, None, guard.Streak()
     pending: list[dict[str, Mean]] = []
     in_flight: collections.deque[Any] = collections.deque()
     depth = 1 if overlapping() else 0  # one step is queued behind the running one
-    saved_step, saved_time = step, time.monotonic()
-    meet, first = make_meet(depth), jax.process_index() == 0
-    stop: int | None = None
+    saving = _saving(save, save_every, save_seconds, again, step, watch)
+    meet = make_meet(depth)
+    faults.point("before:first_step")
     with _stop_requests() as asked:
-        while step < steps:
-            late = save is not None and first and time.monotonic() - saved_time >= save_seconds
-            todo = meet(step, ({"stop": int(asked[0])} if asked else {}) | ({"save": True} if late else {}))
+        while step < steps and streak.updates < patience:
+            todo = meet(step, ({"stop": int(asked[0])} if asked else {}) | saving.wishes())
             if (stop := todo.get("stop")) is not None:
                 break
-            if save and step > saved_step and ("save" in todo or (save_every and step % save_every == 0)):
-                with watch.part("save"):
-                    save(state)
-                saved_step, saved_time = step, time.monotonic()
+            saving.at_boundary(step, state, "save" in todo)
             with watch.part("data"):
                 batch = batches(step)
             with watch.part("first_step") if step == begun else contextlib.nullcontext():
                 state, metrics = step_fn(state, frozen, batch, rng)
+            faults.point("after:step")
             step += 1
             pending.append(metrics)
             in_flight.append(metrics)
             while len(in_flight) > depth:
                 jax.block_until_ready(in_flight.popleft())
             if step == 1 or step % log_every == 0 or step == steps:
-                values = fetch(pending)  # the host waits here anyway: times are taken behind it
-                log(step, values | watch.take())
+                host = jax.device_get(pending)  # the host waits here anyway: times are taken behind it
+                log(step, fetch(host) | watch.take())
+                streak = guard.follow(streak, step - len(host), host, patience)
                 pending = []
             if evaluate and eval_every and (step % eval_every == 0 or step == steps):
                 with watch.part("eval"):
+                    faults.point("before:eval")
                     evaluate(step, state.params)
-    if save and (saved_step != step or steps == step):
+                    faults.point("after:eval")
+    saving.at_end(step, state, steps)
+    if streak.updates >= patience:
+        raise guard.NonFinite(*streak)
+    if stop is not None:
+        _stopped(stop, step, steps)
+    return state
+
+
+class Saving(NamedTuple):
+    """When checkpoints are made: wishes() of this process, at_boundary(step, state, agreed), at_end(step, state, steps)."""
+
+    wishes: Callable[[], dict[str, bool]]
+    at_boundary: Callable[[int, TrainState, bool], None]
+    at_end: Callable[[int, TrainState, int], None]
+
+
+def _saving(
+    save: Callable[[TrainState], None] | None, every: int, seconds: float, again: Callable[[bool], bool], step: int,
+    watch: Stopwatch,
+) -> Saving:  # fmt: skip
+    """The checkpoints of a loop that begins at `step`; none without `save`."""
+    if save is None:
+        return Saving(dict, lambda *_: None, lambda *_: None)
+    saved, when = step, time.monotonic()
+
+    def make(step: int, state: TrainState) -> None:
+        nonlocal saved, when
+        faults.point("before:save")
         with watch.part("save"):
             save(state)
-    if stop is not None:
-        if stop == signal.SIGTERM:
-            raise SystemExit(75)  # preempted: the same command continues
-        raise KeyboardInterrupt(f"stopped and saved at step {step} of {steps}")
-    return state
+        saved, when = step, time.monotonic()
+
+    def wishes() -> dict[str, bool]:
+        return {"save": True} if jax.process_index() == 0 and time.monotonic() - when >= seconds else {}
+
+    def at_boundary(step: int, state: TrainState, agreed: bool) -> None:
+        failed = again(False)  # asked before every step, so that a full disk is known as soon as Orbax knows it
+        if step > saved and (failed or agreed or (every and step % every == 0)):
+            make(step, state)
+
+    def at_end(step: int, state: TrainState, steps: int) -> None:
+        with watch.part("save"):
+            failed = again(True)
+        if failed or saved != step or steps == step:
+            make(step, state)
+            with watch.part("save"):
+                failed = again(True)  # nothing comes behind it that could ask
+            if failed:
+                make(step, state)
+
+    return Saving(wishes, at_boundary, at_end)
+
+
+def _stopped(signal_number: int, step: int, steps: int) -> None:
+    if signal_number == signal.SIGTERM:
+        raise SystemExit(75)  # preempted: the same command continues
+    raise KeyboardInterrupt(f"stopped and saved at step {step} of {steps}")
 
 
 def fetch(pending: list[dict[str, Mean]]) -> dict[str, float]:

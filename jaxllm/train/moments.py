@@ -83,17 +83,19 @@ def stored(tx: optax.GradientTransformation, dtype: Any) -> optax.GradientTransf
     for ever); rounding is to nearest.
     """
 
+    tx = optax.with_extra_args_support(tx)
+
     def cast(to: Any, state: Any, params: Params) -> Any:
         return map_moments(lambda _, m, p: m.astype(to) if jnp.issubdtype(m.dtype, jnp.floating) else m, state, params)
 
     def start(params: Params) -> Any:
         return cast(dtype, tx.init(params), params)
 
-    def update(grads: Any, state: Any, params: Params | None = None) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, cast(jnp.float32, state, grads), params)
+    def update(grads: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, cast(jnp.float32, state, grads), params, **extra)
         return updates, cast(dtype, state, grads)
 
-    return optax.GradientTransformation(start, update)
+    return optax.GradientTransformationExtraArgs(start, update)
 
 
 def check_b2(dtype: str, b2: float) -> None:
@@ -111,18 +113,20 @@ def offloaded(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     UserError where the backend has no such memory.
     """
 
+    tx = optax.with_extra_args_support(tx)
+
     def move(to: Any, state: Any, params: Params) -> Any:
         return map_moments(lambda _, m, p: jax.device_put(m, to), state, params)
 
     def start(params: Params) -> Any:
         return move(jax.memory.Space.Host, tx.init(params), params)
 
-    def update(grads: Any, state: Any, params: Params | None = None) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, move(jax.memory.Space.Device, state, grads), params)
+    def update(grads: Any, state: Any, params: Params | None = None, **extra: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, move(jax.memory.Space.Device, state, grads), params, **extra)
         return updates, move(jax.memory.Space.Host, state, grads)
 
     check_host_memory("optim.offload=True")
-    return optax.GradientTransformation(start, update)
+    return optax.GradientTransformationExtraArgs(start, update)
 
 
 def has_host_memory() -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
+from jaxllm.train import faults
 from jaxllm.train.compiled import counted
 from jaxllm.train.step import Step, settled
 
@@ -55,6 +56,7 @@ def make_online_step(
         known = frozen if observe is None else {**frozen, "memory": state.opt_state.memory}
         samples, scores, sampling = collect(rollout, reward, state.params, known, prompts, jax.random.fold_in(key, 0))
         batch, metrics = settled(prepare(state.params, known, samples, scores))
+        faults.point("after:rollout")
         if observe is not None:
             state = _remember(state, observe, metrics)
         kept = jnp.copy(iteration)  # the update donates the state
@@ -63,6 +65,7 @@ def make_online_step(
             for part in settled(shuffled(batch, jax.random.fold_in(key, 1 + epoch))):
                 state, inner = settled(update(state, frozen, part, key))
                 updates.append(inner)
+                faults.point("mid:update")
         pooled = settled(pool(updates))
         first = {f"first/{name}": value for name, value in updates[0].items() if name in FIRST}
         return state.replace(step=kept + 1), sampling | metrics | pooled | first
@@ -75,6 +78,7 @@ def once(
 ) -> tuple[Batch, Any, Metrics]:
     """One rollout of the prompts and its scores: (samples, scores, no metrics)."""
     samples = settled(rollout(params, prompts, key))
+    faults.point("mid:rollout")
     return samples, settled(reward(frozen, samples)), {}
 
 
@@ -129,14 +133,16 @@ class Remembering(NamedTuple):
 def remembering(tx: optax.GradientTransformation, memory: Any) -> optax.GradientTransformation:
     """tx whose state carries `memory` (a tree of arrays) along, untouched: checkpointed and restored with the moments."""
 
+    tx = optax.with_extra_args_support(tx)
+
     def init(params: Params) -> Remembering:
         return Remembering(tx.init(params), jax.tree.map(jnp.array, memory))
 
-    def update(grads: Any, state: Remembering, params: Params | None = None) -> tuple[Any, Remembering]:
-        updates, inner = tx.update(grads, state.inner, params)
+    def update(grads: Any, state: Remembering, params: Params | None = None, **extra: Any) -> tuple[Any, Remembering]:
+        updates, inner = tx.update(grads, state.inner, params, **extra)
         return updates, Remembering(inner, state.memory)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _remember(state: TrainState, observe: Callable[[Any, Metrics], Any], metrics: Metrics) -> TrainState:

@@ -56,12 +56,14 @@ def from_first(make: Callable[[], Any]) -> Any:
         try:
             said: dict[str, Any] = {"value": make()}
         except UserError as error:
-            said = {"error": str(error)}
+            said = {"error": str(error), "code": error.code}
         client.key_value_set(key, json.dumps(said))
     else:
         said = json.loads(client.blocking_key_value_get(key, int(1000 * HOURS)))
     if "error" in said:
-        raise UserError(said["error"])
+        error = UserError(said["error"])
+        error.code = said["code"]
+        raise error
     return said["value"]
 
 

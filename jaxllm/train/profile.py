@@ -20,19 +20,25 @@ START = "start"  # of the time that is being measured
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Seconds of a loop by part since they were last taken. `step` is what the other parts leave: no step is waited for."""
+    """Seconds of a loop by part since they were last taken. `step` is what the other parts leave: no step is waited for.
+
+    enter(part) hears of every part that begins, and of `step` when one has ended.
+    """
 
     clock: Callable[[], float] = time.monotonic
     seconds: dict[str, float] = field(default_factory=dict)
+    enter: Callable[[str], None] = lambda part: None
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count a block as a part."""
         begin = self.clock()
         self.seconds.setdefault(START, begin)
+        self.enter(name)
         try:
             yield
         finally:
+            self.enter("step")
             self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - begin
 
     def take(self) -> dict[str, float]:

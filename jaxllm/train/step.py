@@ -11,6 +11,7 @@ import optax
 
 from jaxllm.core.tree import merge, partition
 from jaxllm.core.types import Batch, Key, LossFn, Mean, Params, TrainState
+from jaxllm.train import guard
 
 Step = Callable[[TrainState, Params, Batch, Key], tuple[TrainState, dict[str, Mean]]]
 
@@ -39,27 +40,30 @@ def make_train_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, accumu
 
     loss_fn sees the whole tree, gradients exist for state.params. With accumulate = a the batch is walked in a
     micro-batches: gradients of the losses' sums are added and divided by the added counts, so that 1 and 8 agree on ragged
-    masks. Metrics are Means; grad_norm is the norm before clipping. rng is folded with the step.
+    masks. Metrics are Means; grad_norm is the norm before clipping. rng is folded with the step. tx is told the loss and that
+    norm, as `value` and `grad_norm`, where it takes them (`guard.guarded`).
     """
+    tx = optax.with_extra_args_support(tx)
 
     def micro(params: Params, frozen: Params, batch: Batch, rng: Key):
         def total(params):
             mean, metrics = loss_fn(merge(params, frozen), batch, rng)
-            return mean.total, (mean.count, metrics)
+            return mean.total, (mean, metrics)
 
-        (_, (count, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
-        return grads, count, metrics
+        (_, (mean, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
+        return grads, mean, metrics
 
     def step(state: TrainState, frozen: Params, batch: Batch, rng: Key) -> tuple[TrainState, dict[str, Mean]]:
         rng = jax.random.fold_in(rng, state.step)
         if accumulate == 1:
-            grads, count, metrics = micro(state.params, frozen, batch, rng)
+            grads, mean, metrics = micro(state.params, frozen, batch, rng)
         else:
-            grads, count, metrics = _accumulate(micro, state.params, frozen, batch, rng, accumulate)
-        scale = 1.0 / jnp.where(count == 0, 1.0, count)
+            grads, mean, metrics = _accumulate(micro, state.params, frozen, batch, rng, accumulate)
+        scale = 1.0 / jnp.where(mean.count == 0, 1.0, mean.count)
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        metrics = metrics | {"grad_norm": Mean(optax.tree.norm(grads), jnp.float32(1))}
+        norm = optax.tree.norm(grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=mean.value(), grad_norm=norm)
+        metrics = metrics | {"grad_norm": Mean(norm, jnp.float32(1))} | guard.metrics(opt_state)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return step
@@ -76,7 +80,7 @@ def settled(tree: Any) -> Any:
 
 
 def _accumulate(micro: Callable, params: Params, frozen: Params, batch: Batch, rng: Key, n: int):
-    """The sums of micro's (grads, count, metrics) over n slices of the batch."""
+    """The sums of micro's (grads, loss, metrics) over n slices of the batch."""
     # interleaved slices: with the batch axis sharded, each device keeps its own rows
     slices = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0), batch)
 

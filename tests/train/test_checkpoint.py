@@ -1,5 +1,6 @@
 """Checkpoints: exact, restorable without jaxllm and on another mesh, and never silently damaged."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm.core import sharding
 from jaxllm.core.types import TrainState, UserError
-from jaxllm.train import checkpoint
+from jaxllm.train import checkpoint, manifest
 
 
 def make(step, scale=1.0):
@@ -208,3 +209,139 @@ def test_another_architecture_is_refused_with_its_paths(run):
     message = str(error.value)
     assert "policy/w: here (4, 7), there (4, 6)" in message and "policy/new: here (3,), there None" in message
     assert "policy/half" in message and "3 differ" in message and "\n" not in message
+
+
+# ---- disks, flips and digests
+
+
+def one_of(directory, rng):
+    """A random file of a step and a random bit of it, by size: every bit is as likely."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.stat().st_size)
+    sizes = np.array([p.stat().st_size for p in files])
+    file = files[rng.choice(len(files), p=sizes / sizes.sum())]
+    return file, int(rng.integers(8 * file.stat().st_size))
+
+
+def test_fifty_of_fifty_single_bits_are_found_and_the_file_is_named(run):
+    """Also in MANIFEST.json itself. A directory that is as it was is whole again."""
+    step, rng = run / "checkpoints" / "4", np.random.default_rng(0)
+    found = []
+    for _ in range(50):
+        file, bit = one_of(step, rng)
+        before = file.read_bytes()
+        content = bytearray(before)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        found.append((str(file.relative_to(step)), manifest.damage(step)))
+        file.write_bytes(before)
+        assert manifest.damage(step) is None
+    assert len(found) == 50 and all(said is not None for _, said in found)
+    assert all(name in said for name, said in found if name != manifest.MANIFEST)
+    assert len({name for name, _ in found}) > 5
+
+
+def test_the_last_verified_step_always_stays(tmp_path):
+    with_steps(tmp_path, 1, 2, 3, keep=1)
+    directory = tmp_path / "checkpoints"
+    assert manifest.steps_of(directory) == [3]
+    (directory / "9").mkdir()  # committed, say, but without its checksums
+    manifest.trim(directory, 1)
+    assert manifest.steps_of(directory) == [3, 9]
+    manifest.make_room(directory)
+    assert manifest.steps_of(directory) == [3]
+    manifest.make_room(directory)
+    assert manifest.steps_of(directory) == [3]
+
+
+def test_what_a_stopped_save_left_is_removed_and_said(tmp_path):
+    left = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "params"
+    left.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "2.deleted").mkdir()
+    restored, warnings = reopen(tmp_path)
+    assert restored is None and not list((tmp_path / "checkpoints").iterdir())
+    assert len(warnings) == 1 and "first checkpoint was not complete" in warnings[0] and "4.orbax-checkpoint-tmp" in warnings[0]
+
+
+def test_digests_tell_every_part_of_a_checkpoint(run, tmp_path_factory):
+    same, other, moments = (tmp_path_factory.mktemp(n) for n in ("same", "other", "moments"))
+    with_steps(same, 4)
+    assert checkpoint.digest(run) == checkpoint.digest(same) != checkpoint.digest(run, step=2)
+    for workdir, state, data in (
+        (other, make(4), {"seed": 2, "step": 4}),
+        (moments, make(4).replace(opt_state={**make(4).opt_state, "count": jnp.int32(5)}), {"seed": 1, "step": 4}),
+    ):
+        opened = checkpoint.open_checkpoints(workdir)
+        opened.save(state, data, {})
+        opened.close()
+        assert checkpoint.digest(workdir) != checkpoint.digest(run)
+
+
+class Disk:
+    """Stands for a disk with so many free bytes."""
+
+    def __init__(self, free):
+        self.free = free
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    here = Disk(10**12)
+    monkeypatch.setattr(manifest, "room", lambda directory: here.free)
+    return here
+
+
+def test_a_run_that_cannot_hold_its_checkpoints_does_not_begin(tmp_path, disk):
+    disk.free = 100
+    with pytest.raises(OSError, match=r"checkpoints need about 502 B, 100 B are free under .*checkpoints") as error:
+        reopen(tmp_path)
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_on_a_full_disk_the_oldest_goes_and_the_save_is_made_again(run, disk):
+    warnings = []
+    opened = checkpoint.open_checkpoints(run, keep=5, warn=warnings.append)
+    disk.free = 10
+    opened.save(make(6), {"step": 6}, {})
+    assert opened.again(True)  # it has failed, step 2 has gone, and it should be made again
+    assert manifest.steps_of(run / "checkpoints") == [4] and "deleted 2" in warnings[0] and "10 B are free" in warnings[0]
+    disk.free = 10**12
+    opened.save(make(6), {"step": 6}, {})
+    opened.close()
+    assert manifest.steps_of(run / "checkpoints") == [4, 6] and len(warnings) == 1
+    equal(checkpoint.restore_params(run)[0], make(6).params)
+
+
+def test_a_disk_that_stays_full_lets_training_go_on_and_is_an_error_at_the_end(run, disk):
+    warnings = []
+    opened = checkpoint.open_checkpoints(run, warn=warnings.append)
+    disk.free = 10
+    for step in (6, 8):
+        opened.save(make(step), {}, {})
+        assert opened.again(True)
+        opened.save(make(step), {}, {})
+        assert not opened.again(True)  # given up until the next one
+    assert "TRAINING GOES ON" in warnings[1] and manifest.steps_of(run / "checkpoints") == [4]
+    opened.save(make(10), {}, {})
+    assert opened.again(True)
+    with pytest.raises(OSError, match="could not be written") as error:
+        opened.close()
+    assert error.value.errno == errno.ENOSPC
+    equal(checkpoint.restore_params(run)[0], make(4).params)
+
+
+def test_three_saves_in_a_row_end_it(run, disk):
+    opened = checkpoint.open_checkpoints(run, warn=lambda text: None)
+    disk.free = 10
+    with pytest.raises(OSError, match="3 saves in a row have failed"):
+        for step in range(6, 20):
+            opened.save(make(step), {}, {})
+            opened.again(True)
+
+
+def test_an_error_that_is_not_about_room_is_not_swallowed(run, monkeypatch):
+    opened = checkpoint.open_checkpoints(run)
+    monkeypatch.setattr(manifest, "write", lambda root: 1 / 0)
+    opened.save(make(6), {}, {})
+    with pytest.raises(ZeroDivisionError):
+        opened.again(True)
+    opened.close()
