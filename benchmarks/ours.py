@@ -18,6 +18,7 @@ from jaxllm.generate import decode
 from jaxllm.losses import lm
 from jaxllm.models import decoder, flops
 from jaxllm.models.presets import preset
+from jaxllm.train.guard import guarded
 from jaxllm.train.optim import adamw
 from jaxllm.train.step import init_state, make_train_step
 
@@ -58,9 +59,11 @@ def make_params(shape: Shape) -> dict:
 
 
 def optimizer() -> Any:
-    return adamw(
+    """AdamW under the guard, as every experiment has it."""
+    tx = adamw(
         given.LEARNING_RATE, b1=given.B1, b2=given.B2, eps=given.EPS, weight_decay=given.WEIGHT_DECAY, clip_norm=given.CLIP_NORM
     )
+    return guarded(tx)
 
 
 def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
