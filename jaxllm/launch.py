@@ -231,13 +231,20 @@ def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) 
         say(f"error: another process of this run was lost ({text}). Continue with:  {command}", stream=sys.stderr)
         return 75
     if getattr(error, "errno", None) in DISK_ERRORS or any(words in str(error) for words in DISK_WORDS):
-        say(f"error: the disk failed: {error}. Make room, then continue with:  {command}", stream=sys.stderr)
+        where = f" ({_free(workdir)})" if workdir and "free under" not in str(error) else ""
+        say(f"error: the disk failed: {error}{where}. Make room, then continue with:  {command}", stream=sys.stderr)
         return 74
     if not debug:
         traceback.print_exc()
     where = _write_crash(workdir, command)
     say(f"error: this is a bug ({type(error).__name__}: {error}).{where}", stream=sys.stderr)
     return 70
+
+
+def _free(workdir: Path) -> str:
+    from jaxllm.train import manifest
+
+    return f"{manifest.shown(manifest.room(Path(workdir)))} are free under {workdir}"
 
 
 def _write_crash(workdir: Path | None, command: str) -> str:

@@ -6,6 +6,7 @@ Real processes, so not a part of the default tests: `python -m pytest -m fault`.
 import ast
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -44,6 +45,18 @@ def used():
 def test_every_point_of_the_table_is_somewhere_in_the_code_and_no_other():
     assert used().keys() == faults.POINTS.keys()
     assert set(faults.ONLINE) <= faults.POINTS.keys()
+
+
+def test_every_line_of_the_contract_names_tests_that_are_there():
+    rows = [line for line in (ROOT / "docs" / "runs.md").read_text().splitlines() if re.match(r"\| R\d ", line)]
+    assert [row[2:4] for row in rows] == [f"R{i}" for i in range(1, 10)]
+    sources = {str(p.relative_to(ROOT)): p.read_text() for folder in ("tests", "scripts") for p in (ROOT / folder).rglob("*.py")}
+    for row in rows:
+        named = re.findall(r"`((?:tests|scripts)[\w/.]*|test_\w+)`", row)
+        assert named, row
+        for name in named:
+            there = any(f"def {name}(" in text for text in sources.values()) if name.startswith("test_") else (ROOT / name).exists()
+            assert there, name
 
 
 @pytest.mark.parametrize("wrong", ["after:steps", "after:step@", "after:step@x", "after:step=stop", ""])

@@ -28,7 +28,7 @@ from jaxllm.train import faults, manifest, processes
 from jaxllm.train.manifest import MANIFEST as MANIFEST
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "RESOURCE_EXHAUSTED")
+FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 FAILURES = 3  # saves that may fail in a row
 NEEDED = 2.2  # checkpoints that a new run must have room for
 
