@@ -1,7 +1,8 @@
 """Known bugs of real training code, to be switched on for teaching: `--config.teach_bug=mask_off_by_one`.
 
 Each is one function, put in at one of the joints through which every experiment passes: `data` (columns, tokenizer) of
-`common.fit`; `model` and `loss` where they are made; `sampler`, the options of `completions.sampler`; `step` of online RL; `config`.
+`common.fit`; `model` and `loss` where they are made; `sampler`, the options of `completions.sampler`; `step` of online RL;
+`config`.
 A run with one says so at its start and in result.json. `python -m experiments.doctor` finds every one (docs/doctor.md).
 The issue numbers are public reports of the same bug in other code.
 """
@@ -63,8 +64,8 @@ def train_on_prompt(columns: Any, tokenizer: Any) -> Any:
 def unshifted_targets(columns: Any, tokenizer: Any) -> Any:
     """Targets are the tokens themselves, because nobody has shifted them: the model learns to copy what it reads.
 
-    The loss falls to 0 within a few steps, and samples repeat one token. OpenRLHF#973 is the same off-by-one in a mask. Caught by
-    `targets shifted`.
+    The loss falls to 0 within a few steps, and samples repeat one token. OpenRLHF#973 is the same off-by-one in a mask. Caught
+    by `targets shifted`.
     """
     return records(columns, lambda r: {"targets": r["tokens"] * (r["segments"] != 0)})
 
@@ -72,8 +73,8 @@ def unshifted_targets(columns: Any, tokenizer: Any) -> Any:
 def double_bos(columns: Any, tokenizer: Any) -> Any:
     """The template writes a start token and the tokenizer adds another; vocabularies without one get their end token in front.
 
-    Nothing is seen in the loss; prompts at sampling time begin otherwise than in training. OpenRLHF#393, open-r1 PR#462. Caught by
-    `one start token`.
+    Nothing is seen in the loss; prompts at sampling time begin otherwise than in training. OpenRLHF#393, open-r1 PR#462. Caught
+    by `one start token`.
     """
     start = tokenizer.specials.get("bos", tokenizer.specials["eos"])
 
@@ -92,7 +93,8 @@ def empty_answers(columns: Any, tokenizer: Any) -> Any:
 
     The run "succeeds" with a loss of 0.0 here and there. trl#6668, nanochat#590, nanochat#618. Caught by `rows trained`.
     """
-    return records(columns, lambda r: {"mask": r["mask"] & (np.arange(len(r["mask"])) % 3 > 0).reshape(-1, *[1] * (r["mask"].ndim - 1))})
+    kept = lambda mask: (np.arange(len(mask)) % 3 > 0).reshape(-1, *[1] * (mask.ndim - 1))  # noqa: E731
+    return records(columns, lambda r: {"mask": r["mask"] & kept(r["mask"])})
 
 
 def wrong_reference(columns: Any, tokenizer: Any) -> Any:
@@ -177,8 +179,8 @@ def reward_on_pad(loss: Any) -> Any:
 def mean_of_means(loss: Any) -> Any:
     """Each micro-batch is divided by its own number of tokens, and the means are averaged.
 
-    A token of a short micro-batch counts for more; the loss changes with config.accumulate. trl#2175, trl PR#6024, torchtune#2037,
-    transformers#34191. Caught by `accumulation`.
+    A token of a short micro-batch counts for more; the loss changes with config.accumulate. trl#2175, trl PR#6024,
+    torchtune#2037, transformers#34191. Caught by `accumulation`.
     """
 
     def averaged(params: Any, batch: Any, rng: Any) -> Any:
@@ -232,7 +234,7 @@ def reference_follows_policy(step: Any, frozen: Any) -> Any:
 def kl_sign(config: Any) -> Any:
     """The KL's coefficient has the wrong sign: the policy is paid for leaving its reference.
 
-    KL explodes, and rewards with it, until the text is noise. OpenRLHF#768 and trl#800 ask where the KL goes. Caught by `KL holds`.
+    KL explodes, and the text becomes noise. OpenRLHF#768 asks where, and how often, the KL is counted. Caught by `KL holds`.
     """
     if "kl_coef" not in config:
         raise UserError("config.teach_bug=kl_sign needs a KL: use it with ppo or grpo")
@@ -288,7 +290,7 @@ def at(joint: str, value: Any, *given: Any) -> Any:
 
 
 def announce(config: Any, run: Any, before: Any, after: Any) -> None:
-    """The banner of a run with a bug, once its columns (before and after) are known. UserError where the bug finds nothing to do."""
+    """The banner of a run with a bug, once its columns are known. UserError where the bug finds nothing to break."""
     bug, passed = _bug.get() or (None, set())
     if bug is None:
         return

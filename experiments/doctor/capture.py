@@ -19,7 +19,7 @@ PAIRS = 96  # preference rows of a stage that would first have to collect its ow
 
 
 class Update(NamedTuple):
-    """One call of `common.jit_step`: the loss and what it was first called with (host copies are not needed: nothing is donated)."""
+    """One call of `common.jit_step`: the loss, and copies of what it was first called with."""
 
     loss: Callable
     accumulate: int
@@ -27,7 +27,7 @@ class Update(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """One sampler of `completions.sampler`: its model and options as they were asked for, and the first call's params and record."""
+    """One sampler: its model and options as they were asked for, and the first call's params and record."""
 
     model: Any
     options: dict[str, Any]
@@ -63,7 +63,7 @@ def copied(x: Any) -> Any:
 
 @contextlib.contextmanager
 def stand_ins(**functions: Any) -> Iterator[None]:
-    """Functions of `common` (and the sampler of `completions`) replaced while the block runs: every experiment calls them there."""
+    """Functions of `common` (and the sampler of `completions`) replaced in a block: every experiment calls them there."""
     places = {name: completions if name == "sampler" else common for name in functions}
     before = {name: getattr(place, name) for name, place in places.items()}
     for name, place in places.items():

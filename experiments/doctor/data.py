@@ -11,10 +11,8 @@ from experiments import common
 from experiments.doctor.capture import Seen
 from experiments.doctor.verdict import Verdict, absent, at_most
 from jaxllm.data import chat
-from jaxllm.data.chat import ROLES
 
 LEAST = {"truncated": 0.05, "rows trained": 0.05}  # shares that may be cut, or train nothing
-CHATS = ("sft", "dpo", "kto", "reward", "ppo", "grpo")
 Record = dict[str, np.ndarray]
 
 
@@ -83,6 +81,12 @@ def last_targets(r: Record) -> tuple[np.ndarray, np.ndarray]:
     return np.nonzero((r["segments"] != 0) & (after != r["segments"]))
 
 
+def lengths(r: Record) -> np.ndarray:
+    """Places of every example."""
+    row, segment = np.arange(len(r["segments"]))[:, None] * (r["segments"].max() + 1), r["segments"]
+    return np.unique((row + segment)[segment != 0], return_counts=True)[1]
+
+
 def end_trained(seen: Seen, r: Record) -> Verdict:
     stops = chat.stop_ids(seen.fit["tokenizer"])
     at = last_targets(r)
@@ -91,7 +95,7 @@ def end_trained(seen: Seen, r: Record) -> Verdict:
         return absent("end trained", "no example ends in an end token")
     lost = ends & ~r["mask"][at]
     said = f"{int(ends.sum()):,} of {len(ends):,} examples end in an end token"
-    return at_most("end trained", lost.sum() / ends.sum(), 0, said, "mask by lengths, never by token ids: the end must have a label")
+    return at_most("end trained", lost.sum() / ends.sum(), 0, said, "mask by lengths, not by token ids: the end needs a label")
 
 
 def one_start(seen: Seen, r: Record) -> Verdict:
@@ -104,61 +108,21 @@ def one_start(seen: Seen, r: Record) -> Verdict:
     return at_most("one start token", twice.sum(), 0, said, do)
 
 
-def answering(r: Record, specials: dict[str, int]) -> np.ndarray:
-    """bool [n, l]: which targets belong to an assistant's turn, its end token included, by the role tokens before them."""
-    index = np.arange(r["tokens"].shape[1])[None, :]
-
-    def last(hit: np.ndarray) -> np.ndarray:
-        return np.maximum.accumulate(np.where(hit, index, -1), axis=1)
-
-    begins = np.pad(r["segments"][:, 1:] != r["segments"][:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    opened, closed = last(r["tokens"] == specials["assistant"]), last(np.isin(r["tokens"], [specials["end"], specials["user"]]))
-    return (opened > closed) & (opened >= last(begins)) & (r["segments"] != 0)
-
-
-def has_roles(seen: Seen) -> bool:
-    files = getattr(seen.fit["tokenizer"], "files", {})
-    return all(n in seen.fit["tokenizer"].specials for n in (*ROLES, "end")) and "chat_template.jinja" not in files
-
-
-def prompt_untrained(seen: Seen, r: Record) -> Verdict:
-    if not has_roles(seen) or seen.experiment not in CHATS:
-        return absent("prompt untrained", "no role tokens say where an answer is")
-    wrong = r["mask"] & ~answering(r, seen.fit["tokenizer"].specials)
-    row = int(np.argmax(r["mask"].any(axis=1)))
-    said = f"first trained: {seen.fit['tokenizer'].decode(r['targets'][row][r['mask'][row]].tolist())[:60]!r}"
-    do = "only the assistant's tokens and its end are to be trained: the mask is lost, shifted or made before packing"
-    return at_most("prompt untrained", wrong.sum() / max(1, r["mask"].sum()), 0, said, do)
-
-
-def answers_whole(seen: Seen, r: Record) -> Verdict:
-    if not has_roles(seen) or seen.experiment not in CHATS:
-        return absent("answers whole", "no role tokens say where an answer is")
-    inside = answering(r, seen.fit["tokenizer"].specials)
-    first = inside & ~np.pad(inside[:, :-1], ((0, 0), (1, 0)))
-    turn = np.cumsum(first, axis=1) + np.arange(len(first))[:, None] * (first.shape[1] + 1)
-    places = np.bincount(turn[inside])
-    trained = np.bincount(turn[inside], r["mask"][inside], len(places))
-    partly = (trained > 0) & (trained < places)
-    said = f"{int((trained > 0).sum()):,} answers are trained from their first token to their end"
-    do = "the mask is off by one: align it with targets, not with tokens"
-    return at_most("answers whole", partly.sum() / max(1, (trained > 0).sum()), 0, said, do)
-
-
 def truncated(seen: Seen) -> Verdict:
     if not seen.reports:
         return absent("truncated", "nothing is cut: rows are of one length, or left out and counted")
     worst = max((report["truncated"] / max(1, report["examples"]), what) for what, report in seen.reports)
-    lengths = {n: c for n, c in seen.reports[0][1].get("lengths", {}).items() if c}
-    said = f"of {worst[1]}; lengths in tokens: " + ", ".join(f"{n} {c}" for n, c in lengths.items())
-    return at_most("truncated", worst[0], LEAST["truncated"], said[:110], "raise config.data.length, or cut the data yourself")
+    said, record = f"share of {worst[1]}", joined(seen)
+    if record is not None:
+        middle, most = np.percentile(lengths(record), (50, 95))
+        said += f"; examples of {middle:.0f} tokens in the median, {most:.0f} at the 95th percentile"
+    return at_most("truncated", worst[0], LEAST["truncated"], said, "raise config.data.length, or cut the data yourself")
 
 
 CHECKS = {
     "ids in range": ids_in_range, "truncated": truncated,
     **{name: on_record(name, check) for name, check in {
         "targets shifted": targets_shifted, "rows trained": rows_trained, "padding untrained": padding_untrained,
-        "end trained": end_trained, "one start token": one_start, "prompt untrained": prompt_untrained,
-        "answers whole": answers_whole,
+        "end trained": end_trained, "one start token": one_start,
     }.items()},
 }  # fmt: skip

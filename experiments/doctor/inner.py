@@ -12,16 +12,16 @@ KNOWN = (
     "pairs", "best_of_n",
 )  # fmt: skip
 # experiment -> (the one that it trains with, {its setting: the outer one})
+PAIRS = {"loss": "loss", "beta": "beta", "nll_weight": "nll_weight", "optim.lr": "lr", "batch_size": "batch_size"}
 INNER = {
-    "iterative_dpo": ("dpo", {"loss": "loss", "beta": "beta", "nll_weight": "nll_weight", "optim.lr": "lr", "batch_size": "batch_size"}),
-    "rlaif": ("dpo", {"loss": "loss", "beta": "beta", "nll_weight": "nll_weight", "optim.lr": "lr", "batch_size": "batch_size"}),
+    "iterative_dpo": ("dpo", PAIRS), "rlaif": ("dpo", PAIRS),
     "rejection_sampling": ("sft", {"optim.lr": "lr", "batch_size": "batch_size"}),
     "quickstart": ("ppo", {}),
 }  # fmt: skip
 
 
 def of(experiment: str, config: Any) -> tuple[str, Any, str]:
-    """(experiment, config, a line that says so) whose step is examined: the given one's own, or that of the one it trains with."""
+    """(experiment, config, a line that says so) whose step is examined: its own, or that of the one it trains with."""
     if experiment not in INNER:
         if experiment not in KNOWN:
             near = settings.nearest(experiment, [*KNOWN, *INNER])

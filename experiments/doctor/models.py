@@ -1,4 +1,4 @@
-"""Checks of the model itself on the first rows of the data: padding, the cache, precision, adapters, sampling."""
+"""Checks of the model itself on the first rows of the data: padding, the cache, precision, adapters."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import completions, teach
-from experiments.doctor.capture import Sampled, Seen
-from experiments.doctor.numbers import PAD, apart, nudged, padded, tolerance
+from experiments import teach
+from experiments.doctor.capture import Seen
+from experiments.doctor.numbers import PAD, apart, nudged, padded, tolerance, unpacked
 from experiments.doctor.verdict import Verdict, absent, at_most
-from experiments.grpo import nucleus
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.core import ops
 from jaxllm.models import families
-from jaxllm.train import gates
 
-ROWS, NEW, DRIFT = 4, 12, 0.1  # rows looked at, tokens decoded, nats a token that bfloat16 may be off in the mean
+ROWS, DRIFT = 4, 0.1  # rows looked at, nats a token that bfloat16 may be off in the mean
 
 
 def model_of(seen: Seen) -> tuple[Any, Any]:
@@ -63,6 +61,27 @@ def left_padding(seen: Seen) -> Verdict:
     return at_most(name, apart(one[used], late[used]), tolerance(model.config), said, do)
 
 
+def right_padding(seen: Seen) -> Verdict:
+    """Of losses that draw random numbers, the hidden states stand for the loss."""
+    model, params = model_of(seen)
+    record = rows_of(seen)
+    used = record["segments"] != 0
+    one, wide = hidden(model, params, record), hidden(model, params, padded(record))[:, : used.shape[1]]
+    said = f"the loss draws random numbers: hidden states of {len(used)} rows, and with {PAD} empty slots behind each"
+    return at_most("padding", apart(one[used], wide[used]), tolerance(model.config), said, "positions or masks count padding")
+
+
+def packed(seen: Seen, rows: Any) -> Verdict:
+    """The same for packed rows: a row's examples follow one another as their segments do, so used places are in one order."""
+    model, params = model_of(seen)
+    record = {n: x for n, x in rows.items() if n in ("tokens", "segments")}
+    alone = jax.tree.map(jnp.asarray, unpacked(record, most=10**6))
+    one, other = (hidden(model, params, r)[r["segments"] != 0] for r in (record, alone))
+    said = f"hidden states of {len(record['tokens'])} rows, and of their {len(alone['tokens'])} examples one a row"
+    do = "examples see each other: pass segments to attention, and let positions restart where they change"
+    return at_most("packed = separate", apart(one, other), tolerance(model.config), said, do)
+
+
 def cache(seen: Seen) -> Verdict:
     name, record = "cache = full", rows_of(seen)
     model, params = model_of(seen)
@@ -94,9 +113,12 @@ def cache(seen: Seen) -> Verdict:
 def bfloat16(seen: Seen) -> Verdict:
     name, record = "bfloat16 drift", rows_of(seen)
     model, params = model_of(seen)
-    if "targets" not in record or not hasattr(model.config, "dtype") or not dataclasses.is_dataclass(model.config):
-        return absent(name, "the rows have no targets, or the model no dtype")
+    if not hasattr(model.config, "dtype"):
+        return absent(name, "the model has one precision")
     sides = [families.make(dataclasses.replace(model.config, dtype=dtype)) for dtype in ("float32", "bfloat16")]
+    if "targets" not in record or seen.root != "policy":
+        off = apart(*(hidden(m, params, record) for m in sides))
+        return at_most(name, off, DRIFT, "hidden states, relative", "train in float32, or keep norms and softmax in float32")
     wide, narrow = (jax.jit(lambda p, r, m=m: ops.model_logps(m, p, r).logp)(params, record) for m in sides)
     off = np.abs(np.asarray(wide - narrow))[np.asarray(record["segments"]) != 0]
     said = f"log-probabilities of {off.size} tokens, at most {off.max():.2g} apart"
@@ -114,39 +136,9 @@ def merged(seen: Seen) -> Verdict:
     plain = lora.merge(params, alpha=given["alpha"], scaling=given["scaling"])
     off = apart(hidden(model, params, record), hidden(base, plain, record))
     said = "hidden states with adapters beside the weights and merged into them"
-    return at_most(name, off, tolerance(base.config), said, "merge in float32, with the scaling that the adapters were trained with")
-
-
-def drawn(seen: Seen) -> Sampled | None:
-    """What the experiment has drawn itself, at a temperature, or else a few tokens behind the data's own beginnings."""
-    mine = [s for s in seen.samplers if s.first and s.options.get("temperature", 1.0) > 0 and not s.options.get("int8")]
-    if mine:
-        return mine[0]
-    model, params = seen.fit["model"], seen.params[seen.root]
-    if model.encode is not None or type(model.config).__name__ not in ("DecoderConfig", "LSTMConfig") or seen.root != "policy":
-        return None
-    tokens = np.asarray(rows_of(seen)["tokens"])[:, :8]
-    options = {"max_new_tokens": NEW, "temperature": 0.8}
-    sample = completions.sampler(model, seen.fit["tokenizer"], **options)
-    prompts = {"tokens": tokens, "lengths": np.full(len(tokens), tokens.shape[1], np.int32)}
-    plain = {n: params[n] for n in model.specs}
-    return Sampled(model, options, {"params": plain, "record": sample(plain, prompts, jax.random.key(0), 0)[1]})
-
-
-def sampler(seen: Seen) -> Verdict:
-    name, one = "sampler = trainer", drawn(seen)
-    if one is None:
-        return absent(name, "nothing is sampled from this model")
-    heat, transform = one.options.get("temperature", 1.0), nucleus(one.options.get("top_p", 1.0))
-    logps = jax.jit(lambda p, r: ops.model_logps(one.model, p, r, None, heat, transform).logp)(one.first["params"], one.first["record"])
-    record = jax.device_get(one.first["record"])
-    off = np.abs(record["logps"] - np.asarray(logps))[record["mask"]]
-    said = f"log-probabilities of {off.size} sampled tokens at temperature {heat:g}, at most {off.max(initial=0):.2g} apart"
-    do = "another temperature or top-p in the loss, other weights, or positions that are off in the cache"
-    return at_most(name, off.mean(), gates.TOLERANCE[getattr(one.model.config, "dtype", "float32")], said, do)
+    return at_most(name, off, tolerance(base.config), said, "merge in float32, with the scaling of the training")
 
 
 CHECKS = {
     "left padding": left_padding, "cache = full": cache, "bfloat16 drift": bfloat16, "merged = unmerged": merged,
-    "sampler = trainer": sampler,
 }  # fmt: skip

@@ -36,6 +36,14 @@ def padded(batch: Any, n: int = PAD, left: bool = False) -> Any:
     return {k: jnp.pad(x, [(0, 0)] * (len(shape) - 1) + [slots]) if wide(x) else x for k, x in batch.items()}
 
 
+def several(columns: Any, most: int = 8) -> Any:
+    """Rows that hold several examples; None where there are none, or where rows are more than one record."""
+    if "segments" not in columns or np.ndim(columns["segments"]) != 2 or "inputs" in columns:
+        return None
+    found = np.flatnonzero(np.asarray(columns["segments"]).max(axis=1) > 1)[:most]
+    return jax.tree.map(lambda x: np.asarray(x)[found], columns) if len(found) else None
+
+
 def unpacked(record: dict[str, np.ndarray], most: int = 64) -> dict[str, np.ndarray]:
     """Rows of a packed record with each segment in a row of its own, at most so many."""
     shape = record["tokens"].shape

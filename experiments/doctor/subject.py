@@ -24,11 +24,12 @@ STEPS = 3  # at most, until the gates of a run have decided: the first of a warm
 
 
 class Subject(NamedTuple):
-    """update: the loss with the params, batch and key that it was first called with; value: it, jitted; metrics: the first
+    """update: the loss; first: the params, batch and key that it was first called with; value: it, jitted; metrics: the first
     step's; gates: {name: the line of one that has passed, or its UserError}; step: the step with the taught bug, if any."""
 
     seen: Seen
     update: Update
+    first: dict[str, Any]
     value: Callable
     metrics: dict[str, float]
     gates: dict[str, Any]
@@ -36,16 +37,16 @@ class Subject(NamedTuple):
 
     @property
     def params(self) -> Any:
-        return self.update.first["params"]
+        return self.first["params"]
 
     @property
     def key(self) -> Any:
-        return self.update.first["key"]
+        return self.first["key"]
 
     @property
     def batch(self) -> Any:
         """The batch; where every advantage is 0, because all rewards were alike, with random ones."""
-        batch = self.update.first["batch"]
+        batch = self.first["batch"]
         if not isinstance(batch, dict) or "advantages" not in batch or np.asarray(batch["advantages"]).any():
             return batch
         return batch | {"advantages": jax.random.normal(jax.random.key(1), batch["advantages"].shape)}
@@ -90,8 +91,9 @@ def begun(seen: Seen) -> Subject:
         if len(outcome) == len(names) and None not in outcome.values():
             break
     update = next(u for u in seen.updates if u.first)
-    value = jax.jit(lambda params, batch: update.loss(params, batch, update.first["key"]))
-    return Subject(seen, update, value, metrics, outcome, step)
+    first = dict(update.first)
+    value = jax.jit(lambda params, batch: update.loss(params, batch, first["key"]))
+    return Subject(seen, update, first, value, metrics, outcome, step)
 
 
 def parts(s: Subject, params: Any = None) -> tuple[Any, Any]:

@@ -12,6 +12,10 @@ from jaxllm.report.files import dump
 WORDS = {True: "ok", False: "FAILED", None: "does not apply"}
 
 
+class Enough(Exception):
+    """Raised in place of a training that nobody wants to see the end of."""
+
+
 class Verdict(NamedTuple):
     """number: what was measured, which holds up to `tolerance`; ok: None where the check does not apply; said: what was looked
     at, or why not; do: what to do where it failed."""
@@ -37,6 +41,8 @@ def attempted(name: str, check: Callable[[], Verdict], do: str) -> Verdict:
     """The check's verdict; one that raises has failed, with what it raised."""
     try:
         return check()
+    except Enough:
+        raise
     except UserError as error:
         return Verdict(name, None, None, False, str(error), do)
     except Exception as error:  # whatever a model or a data set of the user's raises is a finding, not the doctor's end

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from experiments.doctor.answers import CHATS
 from experiments.doctor.capture import Seen
-from experiments.doctor.data import CHATS, joined
 from experiments.doctor.verdict import Verdict, absent, at_most
-from jaxllm.core.types import UserError
 from jaxllm.data import chat
 
 TEXTS = (
@@ -19,14 +18,12 @@ TALK = [
 
 
 def round_trip(seen: Seen) -> Verdict:
-    """decode(encode(text)) is the text; of a vocabulary of whole words, which has no other text, the trained rows'."""
-    tokenizer, record = seen.fit["tokenizer"], joined(seen)
+    """decode(encode(text)) is the text."""
+    tokenizer = seen.fit["tokenizer"]
     try:
-        texts = [t for t in TEXTS if tokenizer.encode(t) or True]
-        lost = [t for t in texts if tokenizer.decode(tokenizer.encode(t)) != t]
-    except UserError as error:
+        lost = [t for t in TEXTS if tokenizer.decode(tokenizer.encode(t)) != t]
+    except Exception as error:  # a vocabulary of whole words, whose library raises what it likes
         return absent("round trip", f"the vocabulary is not open: {error}"[:100])
-    del record
     said = f"of {len(TEXTS)} texts decode(encode(text)) is another: {lost[:2]}" if lost else f"{len(TEXTS)} texts come back"
     return at_most("round trip", len(lost), 0, said, "use a tokenizer that loses nothing (bpe, byte), or know that it does")
 
@@ -38,10 +35,10 @@ def plain_specials(seen: Seen) -> Verdict:
     written = {name: tokenizer.piece(i) for name, i in tokenizer.specials.items()}
     try:
         found = [name for name, text in written.items() if control & set(tokenizer.encode(f"a {text} b"))]
-    except UserError as error:
+    except Exception as error:
         return absent("specials are text", f"the vocabulary is not open: {error}"[:100])
     said = f"{', '.join(sorted(set(written.values())))[:80]}" + (f": {', '.join(found)} become control tokens" if found else "")
-    return at_most("specials are text", len(found), 0, said, "encode users' text without special tokens: it could end its own turn")
+    return at_most("specials are text", len(found), 0, said, "encode users' text without special tokens: it could end a turn")
 
 
 def template_grows(seen: Seen) -> Verdict:
