@@ -191,13 +191,13 @@ def mean_of_means(loss: Any) -> Any:
 
 
 def frozen_by_mistake(loss: Any) -> Any:
-    """A stopped gradient (a detach, a wrong pattern) keeps the attention layers, or without them every kernel, as they were.
+    """A stopped gradient (a detach, a wrong pattern) keeps the attention layers as they were.
 
     The curves look healthy: the rest learns. trl#6700 (100 steps of GRPO, weights byte-identical). Caught by `gradients`.
     """
 
     def stopped(params: Any, batch: Any, rng: Any) -> Any:
-        held = lambda path, x: jax.lax.stop_gradient(x) if "attention/" in path or "cells" in path else x  # noqa: E731
+        held = lambda path, x: jax.lax.stop_gradient(x) if "attention/" in path else x  # noqa: E731
         return loss(map_paths(held, params), batch, rng)
 
     return stopped

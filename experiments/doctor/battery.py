@@ -97,6 +97,6 @@ def run(
 
     with watched(experiment, here) as seen, contextlib.suppress(Enough):
         verdict = attempted("rehearsal", whole, "the run would stop here: the message says why")
-        if not reached and verdict.ok:
+        if not reached and wanted("sampler = trainer"):
             tell(attempted("sampler = trainer", partial(sampling.sampler, seen), BROKEN))
         tell(verdict)

@@ -9,6 +9,7 @@ from experiments import grpo, sft, teach
 from experiments.doctor import battery
 from jaxllm import launch, settings
 from jaxllm.core.types import UserError
+from tests.conftest import ROOT
 from tests.experiments.conftest import TINY
 
 LEARNED = {**TINY, "model.positions": "learned", "mesh.data": 1}  # rotary positions do not notice an offset
@@ -18,10 +19,10 @@ RL = {"batch_size": 4, "max_new_tokens": 6, "max_prompt": 60}
 SHOWN = {
     "mask_off_by_one": ("sft", STARTED), "pad_is_eos": ("sft", STARTED), "train_on_prompt": ("sft", STARTED),
     "unshifted_targets": ("sft", STARTED), "double_bos": ("sft", STARTED), "empty_answers": ("sft", STARTED),
-    "wrong_reference": ("dpo", STARTED), "positions_not_reset": ("pretrain", LEARNED),
-    "left_pad_positions": ("pretrain", LEARNED), "cache_off_by_one": ("pretrain", LEARNED), "packing_leak": ("pretrain", LEARNED), "reward_on_pad": ("reward", STARTED),
-    "mean_of_means": ("sft", STARTED), "frozen_by_mistake": ("pretrain", LEARNED), "missing_temperature": ("pretrain", LEARNED),
-    "reference_follows_policy": ("grpo", RL), "kl_sign": ("grpo", RL),
+    "mean_of_means": ("sft", STARTED), "wrong_reference": ("dpo", STARTED), "reward_on_pad": ("reward", STARTED),
+    "positions_not_reset": ("pretrain", LEARNED), "left_pad_positions": ("pretrain", LEARNED),
+    "cache_off_by_one": ("pretrain", LEARNED), "packing_leak": ("pretrain", LEARNED), "frozen_by_mistake": ("pretrain", LEARNED),
+    "missing_temperature": ("grpo", RL), "reference_follows_policy": ("grpo", RL), "kl_sign": ("grpo", RL),
 }  # fmt: skip
 FILES = {"pretrain": "text", "sft": "chat", "dpo": "pairs", "reward": "pairs"}
 
@@ -92,10 +93,19 @@ def test_the_gates_of_a_run_stop_what_they_can_see(base, files, tmp_path):
     ("bug", "said"),
     [
         ("mask_of_by_one", "did you mean 'mask_off_by_one'"), ("kl_sign", "needs a KL"),
-        ("wrong_reference", "finds nothing to break"), ("reference_follows_policy", "needs a reference"), ("missing_temperature", "finds nothing to break"),
+        ("wrong_reference", "finds nothing to break"), ("missing_temperature", "finds nothing to break"),
+        ("reference_follows_policy", "needs a reference"),
     ],
 )  # fmt: skip
 def test_a_bug_that_cannot_be_put_in_is_refused(bug, said, base, files, tmp_path):
     given = {**STARTED, "steps": 1, "init": str(base), "data.path": files["chat"], "teach_bug": bug}
     with pytest.raises(UserError, match=said):
         launch.start(sft.main, "sft", given, tmp_path / "run")
+
+
+def test_the_page_of_the_doctor_has_every_bug_and_every_check():
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    for bug, (_, change) in teach.BUGS.items():
+        what = " ".join(change.__doc__.split("\n\n")[0].split())
+        assert f"| `{bug}` | {what} | `{named(bug)}` |" in page
+    assert re.findall(r"^\| `([^`]+)` \| .* \| .* \|$", page.split("## Reading")[0], re.MULTILINE) == battery.check_names()
