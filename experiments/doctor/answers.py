@@ -9,7 +9,7 @@ from experiments.doctor.data import Record, on_record
 from experiments.doctor.verdict import Verdict, absent, at_most
 from jaxllm.data.chat import ROLES
 
-CHATS = ("sft", "dpo", "kto", "reward", "ppo", "grpo")
+CHATS = ("sft", "dpo", "kto", "reward", "ppo", "grpo", "pairs", "best_of_n")
 
 
 def answering(r: Record, specials: dict[str, int]) -> np.ndarray:

@@ -13,9 +13,9 @@ from typing import Any
 
 from experiments import convert, teach
 from experiments.doctor import answers, data, inner, models, sampling, steps, subject, words
-from experiments.doctor.capture import Seen, copied, watched
+from experiments.doctor.capture import Seen, copied, sampled, watched
 from experiments.doctor.small import changes
-from experiments.doctor.verdict import Enough, Verdict, attempted
+from experiments.doctor.verdict import Enough, Verdict, absent, attempted
 from experiments.plan.plan import changed
 from jaxllm import launch
 from jaxllm.core.types import UserError
@@ -28,19 +28,25 @@ Tell = Callable[[Verdict], None]
 def examine(seen: Seen, tell: Tell, wanted: Callable[[str], bool]) -> None:
     """The checks of columns, tokenizer, model, loss and first steps; each verdict is told when it is there."""
     fit = seen.fit
-    taught = seen._replace(fit={**fit, "columns": teach.at("data", fit["columns"], fit["tokenizer"])})
+    step = teach.at("step", fit["step_fn"], fit["frozen"])
+    taught = seen._replace(fit={**fit, "columns": teach.at("data", fit["columns"], fit["tokenizer"]), "step_fn": step})
     teach.announce(seen.config, fit["run"], fit["columns"], taught.fit["columns"])
-    for group in EARLY:
-        for name in filter(wanted, group.CHECKS):
-            tell(attempted(name, partial(group.CHECKS[name], taught), BROKEN))
+    before_steps(taught, EARLY, tell, wanted)
     if not any(map(wanted, steps.CHECKS)):
         return
     try:
-        begun = subject.begun(taught._replace(fit={**taught.fit, "columns": fit["columns"]}))
+        begun = subject.begun(taught)
     except Exception as error:
         return tell(Verdict("first step", None, None, False, f"{type(error).__name__}: {error}"[:300], BROKEN))
     for name in filter(wanted, steps.CHECKS):
         tell(attempted(name, partial(steps.CHECKS[name], begun), BROKEN))
+
+
+def before_steps(seen: Seen, groups: Sequence[Any], tell: Tell, wanted: Callable[[str], bool]) -> None:
+    """The checks of some groups that need no step."""
+    for group in groups:
+        for name in filter(wanted, group.CHECKS):
+            tell(attempted(name, partial(group.CHECKS[name], seen), BROKEN))
 
 
 def rehearse(seen: Seen, fit: Callable) -> Any:
@@ -91,12 +97,17 @@ def run(
         return rehearse(seen, fit)
 
     def whole() -> Verdict:
-        launch.execute(main, experiment, changed(config, small), workdir, f"python -m experiments.{experiment}", {})
+        try:
+            launch.execute(main, experiment, changed(config, small), workdir, f"python -m experiments.{experiment}", {})
+        except UserError as error:
+            if experiment not in inner.SAMPLED or config.init:
+                raise
+            return absent("rehearsal", f"of a fresh model: {error}".replace(str(workdir), "this run"))
         said = exported(workdir) if reached else "no training; it ran to its end"
         return Verdict("rehearsal", time.monotonic() - began, None, True, f"seconds; {said}")
 
     with watched(experiment, here) as seen, contextlib.suppress(Enough):
         verdict = attempted("rehearsal", whole, "the run would stop here: the message says why")
-        if not reached and wanted("sampler = trainer"):
-            tell(attempted("sampler = trainer", partial(sampling.sampler, seen), BROKEN))
+        if not reached and any(s.first for s in seen.samplers):
+            before_steps(sampled(seen._replace(config=config)), (words, models, sampling), tell, wanted)
         tell(verdict)

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import common, completions, teach, verifiable
-from experiments.doctor.small import FRESH
+from experiments import common, completions, teach
+from experiments.doctor.small import FRESH, made_up
 from experiments.plan.plan import changed
 from jaxllm.core import tree
-from jaxllm.worlds import instr
-
-PAIRS = 96  # preference rows of a stage that would first have to collect its own
+from jaxllm.core.types import TrainState
 
 
 class Update(NamedTuple):
@@ -27,9 +25,10 @@ class Update(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """One sampler: its model and options as they were asked for, and the first call's params and record."""
+    """One sampler: its model, tokenizer and options as they were asked for, and the first call's params and record."""
 
     model: Any
+    tokenizer: Any
     options: dict[str, Any]
     first: dict[str, Any]
 
@@ -59,6 +58,14 @@ class Seen(NamedTuple):
 def copied(x: Any) -> Any:
     """Arrays that no one donates."""
     return jax.tree.map(jnp.copy, x)
+
+
+def sampled(seen: Seen) -> Seen:
+    """Of an experiment that has drawn and not trained: its samples as columns, their policy as the state."""
+    one = next(s for s in seen.samplers if s.first)
+    state = TrainState(jnp.int32(0), {"policy": one.first["params"]}, None)
+    given = {"model": one.model, "tokenizer": one.tokenizer, "columns": one.first["record"], "state": state, "frozen": {}}
+    return seen._replace(fit=given)
 
 
 @contextlib.contextmanager
@@ -106,7 +113,7 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
         return first
 
     def drawn(model: Any, tokenizer: Any, **options: Any) -> Any:
-        sample, one = sampler(model, tokenizer, **options), Sampled(model, options, {})
+        sample, one = sampler(model, tokenizer, **options), Sampled(model, tokenizer, options, {})
         seen.samplers.append(one)
 
         def first(params: Any, *rest: Any) -> Any:
@@ -135,16 +142,3 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
 
     with stand_ins(fit=fit, jit_step=jit_step, sampler=drawn, need=need, print_report=print_report):
         yield seen
-
-
-def made_up(directory: Any, seed: int) -> str:
-    """A directory of preference rows as `experiments.pairs` leaves it: a demonstration, and the one of another prompt."""
-    rows = instr.demonstrations(PAIRS + 1, seed=seed)
-    said = [row["messages"] for row in rows]
-    pairs = [
-        {"prompt": a[:-1], "chosen": [a[-1]], "rejected": [b[-1]]} for a, b in zip(said, said[1:], strict=False) if a[-1] != b[-1]
-    ]
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", pairs), ("held_out", pairs[: len(pairs) // 4])):
-        verifiable.write_rows(directory / f"{name}.jsonl", part)
-    return str(directory)

@@ -7,9 +7,10 @@ from typing import Any
 from jaxllm import settings
 from jaxllm.core.types import UserError
 
+SAMPLED = ("pairs", "best_of_n")  # which train nothing
 KNOWN = (
     "pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo", "moe", "lstm", "mlm", "t5", "imagegpt", "flamingo", "classify",
-    "pairs", "best_of_n",
+    *SAMPLED,
 )  # fmt: skip
 # experiment -> (the one that it trains with, {its setting: the outer one})
 PAIRS = {"loss": "loss", "beta": "beta", "nll_weight": "nll_weight", "optim.lr": "lr", "batch_size": "batch_size"}

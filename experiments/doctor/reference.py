@@ -37,7 +37,7 @@ def kl_holds(s: Subject) -> Verdict:
         update.first.clear()
     start = copied(fit["state"])
     moved = start.replace(params={**start.params, "policy": nudged(start.params["policy"], 0.5)})
-    _, metrics = s.step(moved, fit["frozen"], first_batch(s.seen), s.key)
+    _, metrics = fit["step_fn"](moved, fit["frozen"], first_batch(s.seen), s.key)
     found = fetch([metrics])
     kl, pays = found["objective/kl"], s.seen.config.get("kl_coef", 1.0) > 0
     if "objective/non_score_reward" in found:

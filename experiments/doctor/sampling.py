@@ -29,7 +29,8 @@ def drawn(seen: Seen) -> Sampled | None:
     sample = completions.sampler(model, seen.fit["tokenizer"], **options)
     prompts = {"tokens": tokens, "lengths": np.full(len(tokens), tokens.shape[1], np.int32)}
     plain = {n: params[n] for n in model.specs}
-    return Sampled(model, options, {"params": plain, "record": sample(plain, prompts, jax.random.key(0), 0)[1]})
+    record = sample(plain, prompts, jax.random.key(0), 0)[1]
+    return Sampled(model, seen.fit["tokenizer"], options, {"params": plain, "record": record})
 
 
 def sampler(seen: Seen) -> Verdict:

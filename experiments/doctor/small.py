@@ -7,11 +7,15 @@ from typing import Any
 
 import jax
 
+from experiments import verifiable
+from jaxllm.worlds import instr
+
 # settings of built-in data, which the user's own does not have
 DATA = {"data.characters": 120_000, "data.rows": 512, "data.images": 512, "data.test": 8, "data.eval_rows": 64, "data.limit": 512}
 OTHER = {
     "vision.steps": 2, "probe.rows": 0, "samples": 4, "prompts": 16, "held_out": 8, "pair_prompts": 16, "sample_batch": 32,
 }  # fmt: skip
+PAIRS = 96  # preference rows of a stage that would first have to collect its own
 WIDE, DEEP, MANY = 256, 8, 8192  # a model beyond one of these is made small
 FRESH = {  # of a run that a stage would train first: a fresh model on little of the built-in data
     "pretrain": {"data.characters": 120_000}, "sft": {"data.rows": 256}, "reward": {}, "mlm": {"data.characters": 120_000},
@@ -64,3 +68,16 @@ def shape(model: Any) -> dict[str, Any]:
     if grouped:
         found["n_kv_heads"] = max(1, 4 * grouped // heads)
     return found
+
+
+def made_up(directory: Any, seed: int) -> str:
+    """A directory of preference rows as `experiments.pairs` leaves it: a demonstration, and the one of another prompt."""
+    rows = instr.demonstrations(PAIRS + 1, seed=seed)
+    said = [row["messages"] for row in rows]
+    pairs = [
+        {"prompt": a[:-1], "chosen": [a[-1]], "rejected": [b[-1]]} for a, b in zip(said, said[1:], strict=False) if a[-1] != b[-1]
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train", pairs), ("held_out", pairs[: len(pairs) // 4])):
+        verifiable.write_rows(directory / f"{name}.jsonl", part)
+    return str(directory)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import teach
 from experiments.doctor.capture import Seen, Update, copied
 from experiments.doctor.numbers import ragged
 from jaxllm.core import sharding, tree
@@ -25,7 +24,7 @@ STEPS = 3  # at most, until the gates of a run have decided: the first of a warm
 
 class Subject(NamedTuple):
     """update: the loss; first: the params, batch and key that it was first called with; value: it, jitted; metrics: the first
-    step's; gates: {name: the line of one that has passed, or its UserError}; step: the step with the taught bug, if any."""
+    step's; gates: {name: the line of one that has passed, or its UserError}."""
 
     seen: Seen
     update: Update
@@ -33,7 +32,6 @@ class Subject(NamedTuple):
     value: Callable
     metrics: dict[str, float]
     gates: dict[str, Any]
-    step: Callable
 
     @property
     def params(self) -> Any:
@@ -59,8 +57,7 @@ class Subject(NamedTuple):
 
 def first_batch(seen: Seen) -> Any:
     """The batch of step 1, on the devices."""
-    columns = teach.at("data", seen.fit["columns"], seen.fit["tokenizer"])
-    loader = make_loader(columns, seen.config.batch_size, seen.config.seed)
+    loader = make_loader(seen.fit["columns"], seen.config.batch_size, seen.config.seed)
     return sharding.put_batch(loader.batch(0), seen.fit["mesh"])
 
 
@@ -80,10 +77,9 @@ def begun(seen: Seen) -> Subject:
 
         return call
 
-    step = teach.at("step", fit["step_fn"], fit["frozen"])
     dtype = getattr(fit["model"].config, "dtype", "") or "float32"
     watched = [kept(name, gate) for name, gate in zip(names, asked, strict=True)]
-    guarded = gates.guarded(step, watched, lr=fit["schedule"], dtype=dtype)
+    guarded = gates.guarded(fit["step_fn"], watched, lr=fit["schedule"], dtype=dtype)
     state, batch, metrics = copied(fit["state"]), first_batch(seen), {}
     for _ in range(STEPS):
         state, values = guarded(state, fit["frozen"], batch, jax.random.key(seen.config.seed))
@@ -93,7 +89,7 @@ def begun(seen: Seen) -> Subject:
     update = next(u for u in seen.updates if u.first)
     first = dict(update.first)
     value = jax.jit(lambda params, batch: update.loss(params, batch, first["key"]))
-    return Subject(seen, update, first, value, metrics, outcome, step)
+    return Subject(seen, update, first, value, metrics, outcome)
 
 
 def parts(s: Subject, params: Any = None) -> tuple[Any, Any]:

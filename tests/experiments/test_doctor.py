@@ -8,7 +8,6 @@ import pytest
 
 from experiments.doctor import __main__ as command
 from experiments.doctor import answers, battery, data, inner, numbers, small
-from experiments.doctor.capture import made_up
 from jaxllm import settings
 from jaxllm.core.types import UserError
 from jaxllm.data import chat, pack
@@ -146,5 +145,5 @@ def test_difference_is_relative_to_the_first():
 
 
 def test_made_up_pairs_differ(tmp_path):
-    rows = read_rows(f"{made_up(tmp_path / 'pairs', 0)}/train.jsonl")
+    rows = read_rows(f"{small.made_up(tmp_path / 'pairs', 0)}/train.jsonl")
     assert len(rows) > 64 and all(r["chosen"] != r["rejected"] and r["prompt"] for r in rows)
