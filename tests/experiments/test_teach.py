@@ -108,4 +108,4 @@ def test_the_page_of_the_doctor_has_every_bug_and_every_check():
     for bug, (_, change) in teach.BUGS.items():
         what = " ".join(change.__doc__.split("\n\n")[0].split())
         assert f"| `{bug}` | {what} | `{named(bug)}` |" in page
-    assert re.findall(r"^\| `([^`]+)` \| .* \| .* \|$", page.split("## Reading")[0], re.MULTILINE) == battery.check_names()
+    assert re.findall(r"^\| `([^`]+)` \|", page.split("## Reading")[0], re.MULTILINE) == battery.check_names()
