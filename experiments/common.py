@@ -110,7 +110,8 @@ def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *
 
 
 def check_batch(config: Any, rows: int) -> None:
-    """UserErrors about batch sizes, before anything is trained or compiled."""
+    """UserErrors about batch sizes and taught bugs, before anything is trained or compiled."""
+    teach.of(config)
     mesh = sharding.make_mesh(dict(config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
     if config.batch_size % shards:

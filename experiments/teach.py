@@ -236,7 +236,7 @@ def kl_sign(config: Any) -> Any:
 
     KL explodes, and the text becomes noise. OpenRLHF#768 asks where, and how often, the KL is counted. Caught by `KL holds`.
     """
-    if "kl_coef" not in config:
+    if "kl_coef" not in config or config.get("kl") == "none":
         raise UserError("config.teach_bug=kl_sign needs a KL: use it with ppo or grpo")
     return {"kl_coef": -config.kl_coef}
 
