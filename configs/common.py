@@ -23,6 +23,7 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     c.watchdog = 120.0  # least seconds without a step that end a hung run, with stacks; 0: never
     c.gates = True  # stop a run whose first steps are not what they must be
     c.profile = ""  # steps to trace, such as 10:15, into <workdir>/profile
+    c.teach_bug = ""  # a known bug to train with, for teaching: docs/doctor.md
     c.show_sharding = False  # print how each parameter lies on the mesh
     c.optim = ml_collections.ConfigDict(dict(lr=lr, warmup=0, final=0.1, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0))
     c.optim.name = "adamw"  # adamw | adafactor | muon

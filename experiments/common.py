@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import replay, speed
+from experiments import replay, speed, teach
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.core import ops, sharding, spec, tree
@@ -48,11 +49,13 @@ def need(stage: str, given: str, config: Any, run: Any, **overrides: Any) -> str
     return str(run.path(stage))
 
 
-def open_mesh(config: Any) -> Any:
-    """The mesh of the config under its rules, as a context manager that also gives it."""
+@contextlib.contextmanager
+def open_mesh(config: Any) -> Iterator[Any]:
+    """The mesh of the config under its rules, and the bug that config.teach_bug asks for."""
     mesh, rules = sharding.make_mesh(dict(config.mesh)), sharding.make_rules(config.rules)
     processes.barrier()  # some have prepared their data sooner than others
-    return sharding.use(mesh, rules)
+    with teach.taught(config), sharding.use(mesh, rules):
+        yield mesh
 
 
 def model_config(config: Any, kind: Any, vocab_size: int) -> Any:
@@ -89,6 +92,7 @@ def adapted(config: Any, model: Any, params: Any, mesh: Any, *, root: str = "pol
     kept: the start is read later on (a live reference), so that weights which are trained, and donated, must be copies. With
     adapters nothing is ever copied. A scalar head is trained beside the adapters.
     """
+    model = teach.at("model", model)
     settings = config.lora.to_dict() if "lora" in config else {"rank": 0}
     if not settings["rank"]:
         own = jax.tree.map(jax.numpy.copy, params) if kept else params
@@ -110,7 +114,8 @@ def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *
 
 
 def check_batch(config: Any, rows: int) -> None:
-    """UserErrors about batch sizes, before anything is trained or compiled."""
+    """UserErrors about batch sizes and taught bugs, before anything is trained or compiled."""
+    teach.of(config)
     mesh = sharding.make_mesh(dict(config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
     if config.batch_size % shards:
@@ -171,6 +176,7 @@ def optimizer(config: Any, updates: int | None = None, around: Callable | None =
 def jit_step(loss_fn: Any, tx: Any, state: Any, accumulate: int) -> Any:
     """The compiled train step: it donates the state and leaves it where it was."""
     where = jax.tree.map(lambda x: x.sharding, state)
+    loss_fn = teach.at("loss", loss_fn)
     step = jax.jit(make_train_step(loss_fn, tx, accumulate=accumulate), donate_argnums=0, out_shardings=(where, None))
     return processes.together(step)
 
@@ -197,6 +203,8 @@ def fit(
     keeps to; `meta` is added to what checkpoints say of themselves; `checks` are the gates of the first steps (default: what is
     trained moves, the rest does not), unless config.gates is False. A step_fn that is jitted may compile once.
     """
+    given, columns, step_fn = columns, teach.at("data", columns, tokenizer), teach.at("step", step_fn, frozen)
+    teach.announce(config, run, given, columns)
     window = profile.window(config.profile, config.steps)
     check_columns(columns, model.config.vocab_size)
     part, parts = sharding.process_rows(mesh)
@@ -288,7 +296,7 @@ def fit_lm(
     auto_remat.note(config, run)
     tx, schedule = tx or optimizer(config)
     state, frozen = new_state({root: params}, tx, mesh, trainable)
-    loss_fn = loss_fn or lm.loss(model)
+    loss_fn = loss_fn or lm.loss(teach.at("model", model))
     # the same draws (masking, say) at every evaluation, so that two of them can be compared
     key = jax.random.key(config.seed)
     evaluator = jax.jit(lambda params, batch: (eval_loss or loss_fn)(params, batch, key)[1])

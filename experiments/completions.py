@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments import teach
 from jaxllm.adapt import quantize
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
@@ -57,6 +58,8 @@ def sampler(
         "max_new_tokens": max_new_tokens, "stop": chat.stop_ids(tokenizer), "temperature": temperature, "top_k": top_k,
         "top_p": top_p,
     }  # fmt: skip
+
+    options, model = teach.at("sampler", options), teach.at("model", model)
 
     def rows(params: Any, tokens: Any, lengths: Any, key: Any, row_offset: Any, group: int = group) -> Any:
         given = (model, quantize.quantize(model, params) if int8 else params, tokens, lengths, key)

@@ -175,6 +175,7 @@ class Run:
         rows = [plain(claim._asdict() if isinstance(claim, Claim) else {"kind": "gate", **claim}) for claim in claims]
         result = {"experiment": self.experiment, "metrics": plain(dict(metrics)), "claims": rows}
         result |= {"findings": findings} if findings else {}
+        result |= {"taught_bug": self.config["teach_bug"]} if self.config.get("teach_bug") else {}
         if self.writes:
             write_atomic(self.workdir / "result.json", dump(result))
             report = write_report(self.workdir)

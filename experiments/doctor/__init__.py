@@ -1,0 +1,1 @@
+"""A battery of checks on the user's own config, model and data, before training."""

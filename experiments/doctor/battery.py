@@ -1,0 +1,113 @@
+"""All checks in their order, and the rehearsal of a run from its first step to its export."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments import convert, teach
+from experiments.doctor import answers, data, inner, models, sampling, steps, subject, words
+from experiments.doctor.capture import Seen, copied, sampled, watched
+from experiments.doctor.small import changes
+from experiments.doctor.verdict import Enough, Verdict, absent, attempted
+from experiments.plan.plan import changed
+from jaxllm import launch
+from jaxllm.core.types import UserError
+
+BROKEN = "this check could not be made: the message says where it stopped"
+EARLY = (data, answers, words, models, sampling)  # what needs no step
+Tell = Callable[[Verdict], None]
+
+
+def examine(seen: Seen, tell: Tell, wanted: Callable[[str], bool]) -> None:
+    """The checks of columns, tokenizer, model, loss and first steps; each verdict is told when it is there."""
+    fit = seen.fit
+    step = teach.at("step", fit["step_fn"], fit["frozen"])
+    taught = seen._replace(fit={**fit, "columns": teach.at("data", fit["columns"], fit["tokenizer"]), "step_fn": step})
+    teach.announce(seen.config, fit["run"], fit["columns"], taught.fit["columns"])
+    before_steps(taught, EARLY, tell, wanted)
+    if not any(map(wanted, steps.CHECKS)):
+        return
+    try:
+        begun = subject.begun(taught)
+    except Exception as error:
+        return tell(Verdict("first step", None, None, False, f"{type(error).__name__}: {error}"[:300], BROKEN))
+    for name in filter(wanted, steps.CHECKS):
+        tell(attempted(name, partial(steps.CHECKS[name], begun), BROKEN))
+
+
+def before_steps(seen: Seen, groups: Sequence[Any], tell: Tell, wanted: Callable[[str], bool]) -> None:
+    """The checks of some groups that need no step."""
+    for group in groups:
+        for name in filter(wanted, group.CHECKS):
+            tell(attempted(name, partial(group.CHECKS[name], seen), BROKEN))
+
+
+def rehearse(seen: Seen, fit: Callable) -> Any:
+    """The run in two steps: one, saved; restored, and one more with evaluation. What `main` then does is rehearsed too."""
+    given = {name: x for name, x in seen.fit.items() if name != "run"}
+    short = lambda steps: changed(seen.config, {"steps": steps, "eval_every": 0, "gates": False})  # noqa: E731
+    fit(short(1), seen.fit["run"], **{**given, "state": copied(given["state"]), "evaluate": None})
+    return fit(short(2), seen.fit["run"], **given)
+
+
+def exported(workdir: Path) -> str:
+    """What became of the rehearsal's last checkpoint: loaded, and exported where its family has a published form."""
+    loaded = launch.load(workdir)
+    target = workdir / "export"
+    try:
+        architecture = convert.export(workdir, target)
+    except UserError as error:
+        why = str(error).replace(str(workdir), "this run")
+        return f"saved, restored at step {loaded.step}; not exported: {why}"[:110]
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+    return f"saved, restored at step {loaded.step}, exported as {architecture}"
+
+
+def check_names() -> list[str]:
+    """Every check's name, in the order of the table."""
+    return [name for group in (*EARLY, steps) for name in group.CHECKS] + ["rehearsal"]
+
+
+def run(
+    config: Any, experiment: str, workdir: Path, tell: Tell, say: Callable[[str], None] = print, only: Sequence[str] = ()
+) -> None:  # fmt: skip
+    """The battery (or the checks named by `only`) on an experiment's config in a working directory that may be thrown away."""
+    teach.of(config)
+    experiment, config, why = inner.of(experiment, config)
+    small = changes(config)
+    made = "made small for the check: " + ", ".join(f"{n}={x}" for n, x in small.items()) if small else ""
+    for line in filter(None, [why, made]):
+        say(line)
+    main = importlib.import_module(f"experiments.{experiment}").main
+    began, reached, wanted = time.monotonic(), [], lambda name: not only or name in only
+
+    def here(seen: Seen, fit: Callable) -> Any:
+        reached.append(seen)
+        examine(seen, tell, wanted)
+        if not wanted("rehearsal"):
+            raise Enough
+        return rehearse(seen, fit)
+
+    def whole() -> Verdict:
+        try:
+            launch.execute(main, experiment, changed(config, small), workdir, f"python -m experiments.{experiment}", {})
+        except UserError as error:
+            if experiment not in inner.SAMPLED or config.init:
+                raise
+            return absent("rehearsal", f"of a fresh model: {error}".replace(str(workdir), "this run"))
+        said = exported(workdir) if reached else "no training; it ran to its end"
+        return Verdict("rehearsal", time.monotonic() - began, None, True, f"seconds; {said}")
+
+    with watched(experiment, here) as seen, contextlib.suppress(Enough):
+        verdict = attempted("rehearsal", whole, "the run would stop here: the message says why")
+        if not reached and any(s.first for s in seen.samplers):
+            before_steps(sampled(seen._replace(config=config)), (words, models, sampling), tell, wanted)
+        tell(verdict)
