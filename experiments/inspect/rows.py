@@ -70,8 +70,8 @@ def shown(data: Data, i: int) -> Shown:
         title += ": good" if row["label"] else ": bad"
     if "lengths" in row and len(data.answers):
         answer = data.answers[i]
-    elif "labels" in row and np.ndim(row["labels"]) == 0:
-        answer = str(data.answers[int(row["labels"])])
+    elif "label" in row and len(data.answers):
+        answer = str(data.answers[int(row["label"])])
     parts = [
         part
         for p in parts
@@ -89,7 +89,7 @@ def counts(columns: Any) -> tuple[int, int] | None:
     if "tokens" not in columns:
         own = [columns[side] for side in (*SIDES, "ranked") if side in columns]
         return tuple(map(sum, zip(*(counts(side) for side in own), strict=True)))
-    mask = columns.get("chosen", columns.get("mask")) if "lengths" not in columns and "labels" not in columns else None
+    mask = columns.get("chosen", columns.get("mask")) if not {"lengths", "label", "labels"} & set(columns) else None
     return None if mask is None else (int(mask.sum()), int((columns["segments"] != 0).sum()))
 
 

@@ -38,7 +38,7 @@ def tasks_of(config: Any, experiment: str) -> verifiable.Tasks:
 def problems(config: Any, run: Any, run_dir: str, shown: int, experiment: str) -> Data:
     train = tasks_of(config, experiment)
     if "gold" in train.rows[0]:
-        functions, weights = verifiable.parse_rewards(config.rewards, train)
+        functions, weights = verifiable.parse_rewards(config.rewards if "rewards" in config else "", train)
         run.note(f"reward: {' + '.join(f'{weights[n]:g} {n}' for n in functions)}")
     start = tasks_start(config, run, train)
     new = verifiable.completion_tokens(config, start.tokenizer, train)

@@ -87,6 +87,8 @@ def part_lines(part: Part, width: int, coloured: bool, marks: tuple[str, str]) -
 
 def on_loss(view: View, marks: tuple[str, str] = ("▸", "◂")) -> str:
     """In one line what the loss is on."""
+    if view.experiment == "classify":
+        return "the loss is on the labels of rows, not on their tokens"
     if not view.positions:
         return "no token of these rows is trained: they are read, and what is sampled or chosen after them is"
     return f"trained on {view.trained:,} of {view.positions:,} tokens: {marks[0]}{visible(view.example)}{marks[1]}"
