@@ -59,6 +59,7 @@ def split_tasks(config: Any, most: int, held_out: int) -> tuple[Tasks, Tasks]:
 
 NAMES = {
     "numeric": "the final number is the gold one", "exact": "the answer is the gold text", "gold": "the instr world's own",
+    "readable": "there is a final number",
     "abstention": "the calibrated table on the final number", "format:PATTERN": "all of it matches", "ended": "ended by itself",
     "length:TOKENS": "1 at this length", "repetition": "-1 where all repeats", "FILE.py:NAME": "a function of a row",
 }  # fmt: skip
@@ -80,6 +81,8 @@ def parse_rewards(spec: str, tasks: Tasks) -> tuple[dict[str, combine.Reward], d
             functions[name], weights[name] = function, float(weight or 1.0)
         except ValueError:
             raise UserError(f"config.rewards={spec!r}: {weight!r} is no weight") from None
+    if "numeric" in functions and "readable" not in functions:  # wrong and unreadable answers are told apart in the metrics
+        functions["readable"], weights["readable"] = _readable, 0.0
     combine.check(functions)
     return functions, weights
 
@@ -99,6 +102,8 @@ def _reward(text_: str, tasks: Tasks) -> tuple[str, combine.Reward]:
     if name == "exact":
         world = bool(tasks.rows) and "task" in tasks.rows[0]
         return name, _instr(tasks, "exact") if world else lambda r: float(answers.exact_match(r["completion"], r["gold"]))
+    if name == "readable" and not argument:
+        return name, _readable
     if name in ("numeric", "abstention"):
         _check_numbers(tasks, name)
         table = {"numeric": _numeric, "abstention": _abstention}
@@ -119,6 +124,10 @@ def _reward(text_: str, tasks: Tasks) -> tuple[str, combine.Reward]:
 
 def _numeric(row: dict) -> float:
     return float(answers.numeric_match(row["completion"], row["gold"]))
+
+
+def _readable(row: dict) -> float:
+    return float(answers.final_number(row["completion"]) is not None)
 
 
 def _abstention(row: dict) -> float:

@@ -50,3 +50,9 @@ def test_every_study_is_on_its_page_with_its_figures():
     shown = re.findall(r"!\[[^\]]*\]\((studies/[^)]+\.svg)\)", page)
     assert len(shown) >= 13 and all((ROOT / "docs" / path).is_file() for path in shown)
     assert "**fails**" not in page  # every gate of the results on the page holds
+
+
+def test_the_page_of_metrics_is_current():
+    tables = script("make_metrics")
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.filled(page) == page, "run python scripts/make_metrics.py"

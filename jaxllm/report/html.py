@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jaxllm.report import figures
+from jaxllm.report import diagnosis, figures
 from jaxllm.report.console import duration, quantity
 from jaxllm.report.files import flatten, read_json, read_jsonl, write_atomic
 from jaxllm.report.run import bound_text, interval_text
@@ -136,6 +136,7 @@ def _sections(run_dir: Path) -> list[str]:
         _times(run_dir, series),
         _samples(run_dir),
         _details(run_dir, result.get("metrics", {}), series),
+        _verdicts(run_dir),
     ]
 
 
@@ -174,6 +175,20 @@ def _claims(claims: Iterable[Mapping[str, Any]]) -> str:
         )
     head = "<tr><th></th><th>claim</th><th>measured</th><th>bound</th><th></th></tr>"
     return f"<h3>Claims</h3><table>{head}{''.join(rows)}</table>" if rows else ""
+
+
+def _verdicts(run_dir: Path) -> str:
+    """What the metrics say of the run's health, with what to do."""
+    found, healthy = diagnosis.of_run(run_dir)
+    rows = "".join(
+        f'<tr class="{"yes" if v.normal else "no"}"><td class="n">{v.step:,}</td><td>{escape(v.name)}</td>'
+        f"<td>{escape(v.what)}</td><td>{'normal: ' * v.normal}{escape(v.advice)}</td></tr>"
+        for v in found
+    )
+    head = "<tr><th>from step</th><th>verdict</th><th>seen</th><th>what to do</th></tr>"
+    table = f"<table>{head}{rows}</table>" if rows else ""
+    line = f'<p class="sub">{escape(healthy)}</p>' if healthy else ""
+    return f"<h3>Verdicts</h3>{line}{table}" if table or line else ""
 
 
 def _findings(text: str) -> str:

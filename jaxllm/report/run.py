@@ -166,20 +166,26 @@ class Run:
     def finish(
         self, metrics: Mapping[str, Any], claims: Iterable[Claim | Mapping] = (), *, then: str = "", findings: str = ""
     ) -> dict[str, Any]:  # fmt: skip
-        """Write result.json and report.html, print the verdicts and the next command, repeat the warnings (at most 5).
+        """Write result.json and report.html, print claims, verdicts (at most 5) and the next command, repeat the warnings.
 
         findings: what the numbers say in words, with what did not come out.
         """
+        from jaxllm.report import diagnosis
         from jaxllm.report.html import write_report
 
+        seen, healthy = diagnosis.of_run(self.workdir)
         rows = [plain(claim._asdict() if isinstance(claim, Claim) else {"kind": "gate", **claim}) for claim in claims]
         result = {"experiment": self.experiment, "metrics": plain(dict(metrics)), "claims": rows}
         result |= {"findings": findings} if findings else {}
         result |= {"taught_bug": self.config["teach_bug"]} if self.config.get("teach_bug") else {}
+        result |= {"verdicts": [verdict._asdict() for verdict in seen]} if seen or healthy else {}
         if self.writes:
             write_atomic(self.workdir / "result.json", dump(result))
             report = write_report(self.workdir)
-            for line in verdicts(rows):
+            for line in claim_lines(rows):
+                self.note(line)
+            said = [f"verdict  {diagnosis.text(v)}" for v in seen if not v.normal][:5]
+            for line in said or [healthy] * bool(healthy):
                 self.note(line)
             if findings:
                 self.note(findings)
@@ -365,7 +371,7 @@ def report_of(workdir: Path | str) -> Path:
     return path
 
 
-def verdicts(claims: Iterable[Mapping[str, Any]]) -> list[str]:
+def claim_lines(claims: Iterable[Mapping[str, Any]]) -> list[str]:
     """A printed line for each claim."""
     lines = []
     for claim in claims:

@@ -6,6 +6,8 @@ import pytest
 
 from experiments import pretrain, sft
 from jaxllm import launch
+from jaxllm.report import metrics
+from jaxllm.report.run import Run
 
 SENTENCES = [
     "the cat sat on the mat and looked at the moon", "a dog ran over the hill to the sea", "rain fell on the old town all day",
@@ -16,6 +18,16 @@ TINY = {
     "model.d_model": 32, "model.n_heads": 4, "model.d_ff": 64, "model.n_layers": 2, "model.max_length": 96, "data.length": 32,
     "tokenizer": "byte", "batch_size": 8, "log_every": 1,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def every_logged_metric_is_in_the_glossary(monkeypatch):
+    """Whatever an experiment logs in a test has a row in jaxllm/report/metrics.py, and so in docs/metrics.md."""
+    names, log = set(), Run.log
+    monkeypatch.setattr(Run, "log", lambda run, step, values: (names.update(values), log(run, step, values))[1])
+    yield
+    unknown = sorted(name for name in names if metrics.find(name) is None)
+    assert not unknown, f"logged without a row in jaxllm/report/metrics.py: {unknown}"
 
 
 def write_rows(path, rows):

@@ -1,0 +1,97 @@
+"""A run directory as what can be compared: settings, curves, results, samples and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxllm.core.types import UserError
+from jaxllm.report.files import flatten, read_json, read_jsonl
+from jaxllm.report.html import read_series, stages_of
+from jaxllm.report.rules import first_and_last
+
+NOT_SETTINGS = ("log_every", "save_every", "save_seconds", "keep", "gates", "profile", "show_sharding")
+
+
+class Record(NamedTuple):
+    """config: flat; series: {metric: (steps, values)}; result: its metrics; data: fingerprint of its rows, "" if unknown."""
+
+    name: str
+    experiment: str
+    config: dict[str, Any]
+    env: dict[str, Any]
+    series: dict[str, tuple[list[float], list[float]]]
+    result: dict[str, Any]
+    samples: list[dict[str, Any]]
+    data: str
+    finished: bool
+
+
+def read(given: str) -> Record:
+    """The record of a run directory. UserError when it is none, or has no metrics of its own."""
+    root = Path("runs/latest") if given == "latest" else Path(given)
+    if not (root / "config.json").is_file():
+        raise UserError(f"{given}: no run directory (it has no config.json): give the directory that a run printed")
+    series, result = read_series(root), read_json(root / "result.json")
+    if not series and not result.get("metrics"):
+        inside = ", ".join(str(root / stage.name) for stage in stages_of(root))
+        hint = f"give one of its stages: {inside}" if inside else "it was stopped before its first logged step"
+        raise UserError(f"{given}: the run has no metrics: {hint}")
+    env, config = read_json(root / "env.json"), dict(flatten(read_json(root / "config.json")))
+    metrics = {name: value for name, value in result.get("metrics", {}).items() if isinstance(value, (int, float))}
+    samples = read_jsonl(root / "samples.jsonl")
+    return Record(given, env.get("experiment", "?"), config, env, series, metrics, samples, _fingerprint(root), bool(result))
+
+
+def _fingerprint(root: Path) -> str:
+    steps = [p for p in (root / "checkpoints").glob("*") if p.name.isdigit() and (p / "data" / "metadata").is_file()]
+    newest = max(steps, key=lambda p: int(p.name), default=None)
+    return "" if newest is None else str(read_json(newest / "data" / "metadata").get("fingerprint", ""))
+
+
+def short_names(records: list[Record]) -> list[str]:
+    """Each run's name without the directories that all share."""
+    parts = [Path(r.name).parts for r in records]
+    least = min(map(len, parts)) - 1
+    shared = next((i for i in range(least) if len({p[i] for p in parts}) > 1), least)
+    return [str(Path(*p[shared:])) for p in parts]
+
+
+def final(record: Record, name: str) -> float | None:
+    """A metric at the end: as the run reports it, else the mean of the last fifth of its line, the last value of a short one."""
+    if name in record.result:
+        return float(record.result[name])
+    values = record.series.get(name, ((), ()))[1]
+    if not values:
+        return None
+    late = None if name.startswith("eval/") else first_and_last(values)
+    return late[1] if late else float(values[-1])
+
+
+def shared_metrics(records: list[Record]) -> list[str]:
+    """The names that all runs have, losses first, times and speed last."""
+    own = [set(r.series) | set(r.result) for r in records]
+    order = lambda n: (n.startswith(("time/", "perf/")), not n.endswith("/loss"), not n.startswith("eval/"), n)  # noqa: E731
+    return sorted(set.intersection(*own), key=order)
+
+
+def config_differences(records: list[Record]) -> dict[str, list[Any]]:
+    """{setting: its value in each run} of those that are not the same in all."""
+    names = dict.fromkeys(name for r in records for name in r.config if name not in NOT_SETTINGS)
+    found = {name: [r.config.get(name, "not there") for r in records] for name in names}
+    return {name: values for name, values in found.items() if any(v != values[0] for v in values)}
+
+
+def provenance(records: list[Record]) -> dict[str, list[str]]:
+    """{what: its value in each run}: experiment, commit, data, device, versions, when; the versions that differ one by one."""
+    rows = {
+        "experiment": [r.experiment for r in records],
+        "commit": [str(r.env.get("git"))[:12] + "-dirty" * str(r.env.get("git")).endswith("-dirty") for r in records],
+        "data": [r.data[:12] or "unknown" for r in records],
+        "devices": [", ".join(f"{n} x {kind}" for kind, n in r.env.get("devices", {}).items()) for r in records],
+        "started": [str(r.env.get("started", "")) for r in records],
+        "finished": ["yes" if r.finished else "no" for r in records],
+    }
+    packages = dict.fromkeys(name for r in records for name in r.env.get("versions", {}))
+    versions = {name: [str(r.env.get("versions", {}).get(name, "-")) for r in records] for name in packages}
+    return rows | {name: values for name, values in versions.items() if len(set(values)) > 1}

@@ -1,0 +1,97 @@
+"""A comparison as text and as one HTML file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from experiments.compare.paired import Test, conclusion, notes
+from experiments.compare.record import Record, config_differences, final, provenance, shared_metrics, short_names
+from jaxllm.report import figures
+from jaxllm.report.html import STYLE
+
+
+def number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def metric_rows(records: list[Record]) -> list[list[str]]:
+    """A row for each shared metric: the value of each run, and of two runs the difference."""
+    rows = []
+    for name in shared_metrics(records):
+        values = [final(r, name) for r in records]
+        difference = [f"{values[1] - values[0]:+.3g}"] if len(records) == 2 else []
+        rows.append([name, *("-" if v is None else f"{v:.4g}" for v in values), *difference])
+    return rows
+
+
+def test_rows(tests: Sequence[Test]) -> list[list[str]]:
+    return [[t.name, str(t.difference), f"{t.p:.2g}" if t.proves else "-", t.over] for t in tests]
+
+
+def tables(records: list[Record], tests: Sequence[Test]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, head, rows) of all tables."""
+    names = short_names(records)
+    settings = [[key, *map(number, values)] for key, values in config_differences(records).items()]
+    origin = [[key, *values] for key, values in provenance(records).items()]
+    last = ["second - first"] if len(records) == 2 else []
+    return [
+        ("Settings that differ", ["setting", *names], settings),
+        ("At the end", ["metric", *names, *last], metric_rows(records)),
+        ("Paired tests, 95 % intervals", ["metric", "second - first", "sign test p", "over"], test_rows(tests)),
+        ("Where they come from", ["", *names], origin),
+    ]
+
+
+def aligned(head: list[str], rows: list[list[str]], width: int) -> list[str]:
+    """Columns under their heads; cells are cut so that a line fits."""
+    n = len(head)
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(n)]
+    while sum(widths) + 2 * n > width and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+    cut = lambda text, size: text if len(text) <= size else text[: size - 1] + "…"  # noqa: E731
+    return ["  " + "  ".join(cut(c, w).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+
+
+def text(records: list[Record], tests: Sequence[Test], width: int = 0) -> list[str]:
+    """The comparison in lines."""
+    width = width or min(shutil.get_terminal_size().columns, 120)
+    lines = []
+    for title, head, rows in tables(records, tests):
+        if rows:
+            lines += [title, *aligned(head, rows, width), ""]
+    for said in [*notes(records), *conclusion(records, list(tests))]:
+        lines += textwrap.wrap(said, width)
+    return lines
+
+
+def curves(records: list[Record]) -> str:
+    """A figure for each metric that two runs or more have logged twice."""
+    names = short_names(records)
+    plots = []
+    for metric in shared_metrics(records):
+        lines = {n: r.series[metric] for n, r in zip(names, records, strict=True) if len(r.series.get(metric, ((), ()))[0]) > 1}
+        if len(lines) > 1 and not metric.startswith("time/"):
+            plots.append(figures.line_plot(lines, metric))
+    return f'<h2>Curves</h2><div class="plots">{"".join(plots)}</div>' if plots else ""
+
+
+def page(records: list[Record], tests: Sequence[Test]) -> str:
+    """The comparison as a file without scripts or links."""
+    title = escape(" · ".join(short_names(records)))
+    said = "".join(f"<li>{escape(line)}</li>" for line in [*conclusion(records, list(tests)), *notes(records)])
+    parts = [f"<h1>{title}</h1><ul>{said}</ul>"]
+    for name, head, rows in tables(records, tests):
+        if rows:
+            top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+            body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+            parts.append(f"<h3>{escape(name)}</h3><table><tr>{top}</tr>{body}</table>")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>compare {title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<style>{STYLE}</style></head>\n<body><main class="compare">\n{"".join(parts)}{curves(records)}\n</main></body></html>\n'
+    )
