@@ -61,7 +61,8 @@ def split_tasks(config: Any, most: int, held_out: int) -> tuple[Tasks, Tasks]:
 NAMES = {
     "numeric": "the final number is the gold one", "exact": "the answer is the gold text", "gold": "the instr world's own",
     "abstention": "the calibrated table on the final number", "format:PATTERN": "all of it matches", "ended": "ended by itself",
-    "code": "a program that passes the row's tests, shut in; code:TIER", "length:TOKENS": "1 at this length", "repetition": "-1 where all repeats", "FILE.py:NAME": "a function of a row",
+    "code": "a program that passes the row's tests; code:TIER of the sandbox",
+    "length:TOKENS": "1 at this length", "repetition": "-1 where all repeats", "FILE.py:NAME": "a function of a row",
 }  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def check_tests(row: Mapping[str, Any], where: str) -> None:
         if not isinstance(test, Mapping) or not {"input", "output"} <= test.keys():
             raise UserError(f'{where}: test {i + 1} must be {{"input": ..., "output": ...}}, not {str(test)[:60]}')
         if function is None and not all(isinstance(test[name], str) for name in ("input", "output")):
-            raise UserError(f"{where}: test {i + 1} of a program needs text as input and output; to call a function, name `function`")
+            raise UserError(f"{where}: test {i + 1} of a program needs text as input and output; to call one, give `function`")
 
 
 # ---- running

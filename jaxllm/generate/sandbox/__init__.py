@@ -1,1 +1,1 @@
-"""Running code that a model wrote, in a process that can do little: tiers (how it is shut in), runner, child (what runs there)."""
+"""Running code that a model wrote: tiers (how a process is shut in), runner, child (what runs there), probes (what holds)."""

@@ -64,18 +64,22 @@ def make(tier: str = "auto", *, unsafe_local: bool = False, limits: Limits | Non
 
     UserError when the tier cannot be had here; a line on stderr says what other tiers than bwrap leave open.
     """
-    limits = limits or Limits()
     chosen = tiers.choose(tier, works, unsafe_local=unsafe_local)
     if chosen.about:
         print(f"warning: tier {chosen.name}: {chosen.about}", file=sys.stderr)
+    return of(chosen, limits or Limits())
+
+
+def of(tier: tiers.Tier, limits: Limits) -> CodeRunner:
+    """The runner of a tier, asked of nobody."""
 
     def call(source: str, function: str, inputs: Sequence[Any]) -> Outcome:
-        return run(chosen, limits, {"source": source, "function": function, "inputs": list(inputs)}, "")
+        return run(tier, limits, {"source": source, "function": function, "inputs": list(inputs)}, "")
 
     def program(source: str, stdin: str = "") -> Outcome:
-        return run(chosen, limits, {"source": source, "function": None}, stdin)
+        return run(tier, limits, {"source": source, "function": None}, stdin)
 
-    return CodeRunner(chosen.name, call, program)
+    return CodeRunner(tier.name, call, program)
 
 
 def works(tier: tiers.Tier) -> str:
@@ -130,7 +134,7 @@ def _environment(home: str) -> dict[str, str]:
 
 def _file(stack: contextlib.ExitStack, text: str) -> int:
     """A descriptor of an unnamed file with this text."""
-    file = stack.enter_context(tempfile.TemporaryFile())
+    file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 the stack closes it
     file.write(text.encode("utf-8", "replace"))
     file.flush()
     file.seek(0)
@@ -199,7 +203,7 @@ def _end(process: subprocess.Popen, tier: tiers.Tier, uid: int | None) -> None:
     process.stdout.close()
     process.stderr.close()
     if uid is not None and not tier.namespaced:
-        rest = f"import os; os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid}); os.kill(-1, 9)"
+        rest = f"import os; u = {uid}; os.setgroups([]); os.setresgid(u, u, u); os.setresuid(u, u, u); os.kill(-1, 9)"
         subprocess.run([tiers.python(), "-I", "-S", "-c", rest], capture_output=True, timeout=STARTUP)
 
 

@@ -117,4 +117,6 @@ def choose(name: str, works: Callable[[Tier], str], *, unsafe_local: bool = Fals
         if not tried[tier.name]:
             return tier
     reasons = "; ".join(f"{n}: {why}" for n, why in tried.items())
-    raise UserError(f"model code cannot be shut in here ({reasons}): install bubblewrap, or say unsafe_local to run it with limits alone")
+    raise UserError(
+        f"model code cannot be shut in here ({reasons}): install bubblewrap, or say unsafe_local to run it with limits alone"
+    )

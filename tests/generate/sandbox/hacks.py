@@ -3,7 +3,7 @@
 TESTS = [{"input": [2, 3], "output": 5}, {"input": [-4, 11], "output": 7}, {"input": [10**20, 1], "output": 10**20 + 1}]
 HONEST = "def add(a, b):\n    return a + b"
 
-_FORGE = '''
+_FORGE = """
 import gc, json, os, sys
 frame, found = sys._getframe(), set()
 while frame:
@@ -16,12 +16,12 @@ nonces = [n if isinstance(n, bytes) else n.encode() for n in found]
 def forge():
     for fd in range(3, 64):
         for nonce in nonces:
-            for frame in ({"i": 0, "value": True}, {"i": 1, "value": None}, {"passed": True}, {"value": 1.0, "i": 2}, {"i": True}):
+            for frame in ({"i": 0, "value": True}, {"i": 1, "value": None}, {"passed": True}, {"value": 1.0, "i": 2}):
                 try:
                     os.write(fd, nonce + json.dumps(frame).encode() + b"\\n")
                 except OSError:
                     pass
-'''
+"""
 
 HACKS = {
     "exits with 0": "import sys\nsys.exit(0)",
@@ -92,7 +92,7 @@ def add(a, b):
     "gives true for 1": "def add(a, b):\n    return a + b == 5",
     "recurses": "def add(a, b):\n    return add(a, b)",
     "crashes the interpreter": "import ctypes\ndef add(a, b):\n    ctypes.string_at(0)",
-    "replaces sys.stdout": "import io, sys\nsys.stdout = io.StringIO('PASS')\nsys.stderr = None\ndef add(a, b):\n    return 'PASS'",
+    "replaces sys.stdout": "import io, sys\nsys.stdout = io.StringIO('PASS')\nsys.stderr = None\ndef add(*_): return 'PASS'",
     "closes everything": "import os\nos.closerange(0, 64)\ndef add(a, b):\n    return a + b",
     "traces": "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *_: None\ndef add(a, b):\n    return 1 // 0",
     "ctypes": """
@@ -119,7 +119,12 @@ for number in range(1, 65):
     try: signal.signal(number, signal.SIG_IGN)
     except (OSError, ValueError): pass
 while True: time.sleep(1)""",
-    "catches everything": "def add(a, b):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+    "catches everything": """
+def add(a, b):
+    while True:
+        try:
+            while True: pass
+        except BaseException: pass""",
 }  # fmt: skip
 # more than a tier may be asked to bear, bounded by its limits
 BOMBS = {
