@@ -118,6 +118,11 @@ def is_run(source):
     return not hub.NAME.fullmatch(source)
 
 
+def printable(text):
+    """The text without what moves a terminal's cursor or hides: control characters are written as escapes."""
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def main(source="", target="", stage="", dtype="", architecture="", kind="pretrain", adapter=False, base=""):
     if not source or not target:
         raise UserError("give --source and --target: a run and a new directory, or a published directory and a new run")
@@ -132,6 +137,9 @@ def main(source="", target="", stage="", dtype="", architecture="", kind="pretra
     if stage or dtype or architecture or adapter:
         raise UserError("--stage, --dtype, --architecture and --adapter are for exports of a run; a run's parameters are float32")
     take_in(source, target, kind=kind, base=base)
+    tokenizer = tokenizers.load(Path(target) / "tokenizer")
+    print(f"chat template (sha256 {chat.template_hash(tokenizer)[:12]}), text of the model's authors that decides what it reads:")
+    print("".join(f"  | {line}\n" for line in printable(chat.template_text(tokenizer)).split("\n")), end="")
     print(f"{target}: a run to start from: --config.init={target}")
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from experiments import common, completions
 from jaxllm.core.types import UserError
 from jaxllm.data import chat, problems
-from jaxllm.generate.rewards import answers, combine, text
+from jaxllm.generate.rewards import answers, code, combine, text
+from jaxllm.generate.sandbox import runner
 from jaxllm.train import processes
 from jaxllm.worlds import instr
 
@@ -61,6 +62,7 @@ NAMES = {
     "numeric": "the final number is the gold one", "exact": "the answer is the gold text", "gold": "the instr world's own",
     "readable": "there is a final number",
     "abstention": "the calibrated table on the final number", "format:PATTERN": "all of it matches", "ended": "ended by itself",
+    "code": "a program that passes the row's tests; code:TIER of the sandbox",
     "length:TOKENS": "1 at this length", "repetition": "-1 where all repeats", "FILE.py:NAME": "a function of a row",
 }  # fmt: skip
 
@@ -88,9 +90,11 @@ def parse_rewards(spec: str, tasks: Tasks) -> tuple[dict[str, combine.Reward], d
 
 
 def default_reward(tasks: Tasks) -> str:
-    """gold in the instr world; numeric where every gold answer is a number, else exact."""
+    """gold in the instr world; code where every row has tests, numeric where every gold answer is a number, else exact."""
     if tasks.rows and "task" in tasks.rows[0]:
         return "gold"
+    if all(r.get("tests") for r in tasks.rows):
+        return "code"
     return "numeric" if all(answers.gold_number(r["gold"]) is not None for r in tasks.rows) else "exact"
 
 
@@ -99,7 +103,10 @@ def _reward(text_: str, tasks: Tasks) -> tuple[str, combine.Reward]:
     name, _, argument = text_.partition(":")
     if name == "gold" and not argument:
         return name, _instr(tasks, "gold")
+    if name == "code":
+        return name, _code(tasks, argument)
     if name == "exact":
+        _check_answers(tasks)
         world = bool(tasks.rows) and "task" in tasks.rows[0]
         return name, _instr(tasks, "exact") if world else lambda r: float(answers.exact_match(r["completion"], r["gold"]))
     if name == "readable" and not argument:
@@ -140,6 +147,20 @@ def _instr(tasks: Tasks, key: str) -> combine.Reward:
     return lambda row: float(instr.score(row["task"], row["completion"], row["ended"])[key])
 
 
+def _code(tasks: Tasks, tier: str) -> combine.Reward:
+    """Programs in a tier of the sandbox; "unsafe_local" is limits alone."""
+    for i, row in enumerate(tasks.rows):
+        code.check_tests(row, f"{tasks.where} row {i + 1}")
+    local = tier == "unsafe_local"
+    return code.reward(runner.make("rlimits" if local else tier or "auto", unsafe_local=local))
+
+
+def _check_answers(tasks: Tasks) -> None:
+    for i, row in enumerate(tasks.rows):
+        if not row["gold"] and row.get("tests"):
+            raise UserError(f"{tasks.where} row {i + 1} has tests and no answer, as 'exact' needs: use code")
+
+
 def _check_numbers(tasks: Tasks, name: str) -> None:
     for i, row in enumerate(tasks.rows):
         if answers.gold_number(row["gold"]) is None:
@@ -159,11 +180,12 @@ def score_texts(functions: Any, weights: Any, rows: list[dict], texts: list[str]
 
     def scored() -> list[Any]:
         s = combine.run(functions, full, seconds=SECONDS, weights=weights)
-        return [s.values.tolist(), s.valid.tolist(), s.failures, {n: c.tolist() for n, c in s.columns.items()}, s.reasons]
+        columns = {n: c.tolist() for n, c in s.columns.items()}
+        return [s.values.tolist(), s.valid.tolist(), s.failures, columns, s.reasons, s.counts]
 
-    values, valid, failures, columns, reasons = processes.from_first(scored)
+    values, valid, failures, columns, reasons, counts = processes.from_first(scored)
     columns = {name: np.array(column, np.float32) for name, column in columns.items()}
-    return combine.Scores(np.array(values, np.float32), np.array(valid, bool), failures, columns, reasons)
+    return combine.Scores(np.array(values, np.float32), np.array(valid, bool), failures, columns, reasons, counts)
 
 
 # ---- where to start, and prompts as tokens

@@ -20,6 +20,8 @@ from jaxllm import cluster, settings
 from jaxllm.core.types import UserError
 from jaxllm.report import run as runs
 from jaxllm.report.console import say
+from jaxllm.report.files import write_atomic
+from jaxllm.report.secrets import clean_message, remember
 
 # No device is touched before prepare_jax: a mistyped setting is answered at once.
 
@@ -30,6 +32,7 @@ DISK_WORDS = ("No space left on device", "Disk quota exceeded", "File too large"
 def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = None, argv: list | None = None) -> None:
     """Parse the command line and call main(config, run, **flags); exits with a code unless all went well."""
     argv, flags = list(sys.argv[1:] if argv is None else argv), dict(flags or {})
+    remember(arguments=argv)
     about = sys.modules[main.__module__].__doc__ if main.__module__ in sys.modules else main.__doc__
     try:
         if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
@@ -39,7 +42,7 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
         command = settings.parse(argv, experiment, flags)
     except ValueError as error:
         if "--debug" in argv:
-            traceback.print_exc()
+            _say_traceback()
         _exit(_user_error(error))
     config, workdir, debug, extra, text, processes = command
     os.environ.update(processes)
@@ -60,6 +63,7 @@ def tool(
     looks for devices.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    remember(arguments=argv)
     if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
         return print(settings.help_text(name, sys.modules[main.__module__].__doc__, flags, configured=bool(config)))
     try:
@@ -215,7 +219,7 @@ def guard(work: Callable[[], Any], workdir: Path | None, command: str, *, debug:
         raise
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            _say_traceback()
         return _code_of(error, workdir, command, debug)
 
 
@@ -235,7 +239,7 @@ def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) 
         say(f"error: the disk failed: {error}{where}. Make room, then continue with:  {command}", stream=sys.stderr)
         return 74
     if not debug:
-        traceback.print_exc()
+        _say_traceback()
     where = _write_crash(workdir, command)
     say(f"error: this is a bug ({type(error).__name__}: {error}).{where}", stream=sys.stderr)
     return 70
@@ -245,6 +249,8 @@ def _free(workdir: Path) -> str:
     from jaxllm.train import manifest
 
     return f"{manifest.shown(manifest.room(Path(workdir)))} are free under {workdir}"
+def _say_traceback() -> None:
+    say(traceback.format_exc().rstrip("\n"), stream=sys.stderr)  # without secrets, as all that is said
 
 
 def _write_crash(workdir: Path | None, command: str) -> str:
@@ -253,7 +259,7 @@ def _write_crash(workdir: Path | None, command: str) -> str:
     try:
         path = Path(workdir) / "crash" / "traceback.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{command}\n\n{traceback.format_exc()}", encoding="utf-8")
+        write_atomic(path, clean_message(f"{command}\n\n{traceback.format_exc()}"))
     except OSError:
         return ""
     return f" Traceback: {path}"

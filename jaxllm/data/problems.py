@@ -35,7 +35,8 @@ def problem(row: Any, where: str) -> Problem:
     """A row with `prompt`, `question`, `problem` (text or messages) or `messages`, and `answer` (or `gold`).
 
     An answer with `#### n` (GSM8K) is a solution whose gold is n; its calculator annotations are taken out. A last assistant
-    message is no part of the prompt: it is the solution. UserErrors name the experiment that the row belongs to.
+    message is no part of the prompt: it is the solution. A row with `tests` needs no answer (and may have a `solution`, text):
+    see rewards.code. UserErrors name the experiment that the row belongs to.
     """
     have = chat.columns(row, where)
     if {"chosen", "rejected"} & set(have):
@@ -45,6 +46,8 @@ def problem(row: Any, where: str) -> Problem:
         )
     name = next((c for c in (*PROMPTS, "messages") if c in have), None)
     answer = next((c for c in ANSWERS if c in have), None)
+    if name is not None and answer is None and "tests" in have:  # a program is checked by running it
+        return Problem(chat.as_messages(row[name], "user", f"{where}, {name}"), "", _solution(row, where), dict(row))
     if name is None or answer is None:
         raise UserError(f"{where} {_missing(have, name)}")
     text = row[answer]
@@ -57,6 +60,13 @@ def problem(row: Any, where: str) -> Problem:
     if len(prompt) > 1 and prompt[-1]["role"] == "assistant":
         prompt, solution = prompt[:-1], solution or prompt[-1]["content"]
     return Problem(prompt, gold, solution, dict(row))
+
+
+def _solution(row: Any, where: str) -> str:
+    found = row.get("solution") or ""
+    if not isinstance(found, str):
+        raise UserError(f"{where}: `solution` is a {type(found).__name__}: give the program as text")
+    return found
 
 
 def split_solution(text: str) -> tuple[str, str]:

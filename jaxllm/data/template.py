@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import re
 import secrets
 import select
@@ -25,12 +26,13 @@ import numpy as np
 
 from jaxllm.core.types import UserError
 from jaxllm.data.chat import Example
-from jaxllm.data.tokenizer import Tokenizer
+from jaxllm.data.tokenizer import Tokenizer, is_special
 
 FILE = "chat_template.jinja"
 OWN = "{#- jaxllm -#}"  # how an exported template of `chat`'s control tokens begins: these need no Jinja here
 SECONDS = 5.0  # for one conversation
 CHARACTERS = 4_000_000  # of one conversation
+ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")  # what the process gets of ours: no tokens
 OPEN, CLOSE = "\ue000", "\ue001"  # private use: marks are digits between these two
 
 _lock = threading.Lock()
@@ -106,16 +108,16 @@ def special_spellings(tokenizer: Tokenizer) -> dict[str, int]:
     """Every special token as text -> its id."""
     found, ours = {tokenizer.piece(i): i for i in tokenizer.specials.values()}, set(tokenizer.specials.values())
     if "tokenizer.json" in tokenizer.files:
-        found |= {text: i for text, i, special in _added_tokens(tokenizer.files["tokenizer.json"]) if special or i in ours}
+        found |= {t["content"]: t["id"] for t in _added_tokens(tokenizer.files["tokenizer.json"]) if is_special(t, ours)}
     elif "tokenizer.model" in tokenizer.files:
         found |= _control_pieces(tokenizer.files["tokenizer.model"])
     return {text: i for text, i in found.items() if text}
 
 
 @functools.lru_cache(8)
-def _added_tokens(content: bytes) -> list[tuple[str, int, bool]]:
-    """(text, id, special) of a tokenizer.json, which may have megabytes."""
-    return [(t["content"], t["id"], bool(t.get("special"))) for t in json.loads(content).get("added_tokens") or []]
+def _added_tokens(content: bytes) -> list[dict[str, Any]]:
+    """The added tokens of a tokenizer.json, which may have megabytes."""
+    return json.loads(content).get("added_tokens") or []
 
 
 @functools.lru_cache(8)
@@ -151,9 +153,11 @@ def _any_of(texts: Iterable[str]) -> re.Pattern:
 
 
 def _hide(value: Any, spelled: _Spellings, nonce: str, marks: dict[str, str]) -> Any:
-    """Every special spelling in the strings of a message, but its role, as a mark; marks: mark -> text."""
+    """Every special spelling in the strings of a message, but a role that is a word, as a mark; marks: mark -> text."""
     if isinstance(value, Mapping):
-        return {k: v if k == "role" else _hide(v, spelled, nonce, marks) for k, v in value.items()}
+        hide = lambda x: _hide(x, spelled, nonce, marks)  # noqa: E731
+        named = {k if _is_name(k) else hide(k): v for k, v in value.items()}  # the arguments of a tool are a model's words
+        return {k: v if k == "role" and _is_name(v) else hide(v) for k, v in named.items()}
     if isinstance(value, list | tuple):
         return [_hide(v, spelled, nonce, marks) for v in value]
     if not isinstance(value, str):
@@ -175,6 +179,10 @@ def _hide(value: Any, spelled: _Spellings, nonce: str, marks: dict[str, str]) ->
     if n := next((n for n in lengths if body[:n] in spelled.ends), 0):
         body = mark(body[:n]) + body[n:]
     return before + body + after
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()
 
 
 # ---- what is trained
@@ -277,7 +285,8 @@ def _write(worker: subprocess.Popen, line: str) -> None:
 
 def _start() -> subprocess.Popen:
     program = Path(__file__).with_name("template_worker.py")
-    return subprocess.Popen([sys.executable, "-P", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    return subprocess.Popen([sys.executable, "-P", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=kept)
 
 
 def _stop() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MEMORY = 2**30  # bytes of address space
+NO_TOKENS = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "")  # of a vocabulary without them
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
 
 def _render(request: Mapping[str, Any]) -> str:
     now = datetime.datetime.fromisoformat(request["now"])
-    context = {**request["variables"], "strftime_now": now.strftime}
+    context = {**NO_TOKENS, **request["variables"], "strftime_now": now.strftime}
     context["jaxllm_generation"] = lambda caller: request["open"] + caller() + request["close"]
     parts, length = [], 0
     for part in compiled(request["template"]).generate(context):
@@ -66,7 +67,12 @@ def compiled(source: str) -> Any:
     def tojson(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    # a test of what is not there is an author's, writing it into the conversation is a mistake
+    fail = jinja2.Undefined._fail_with_undefined_error
+    unwritable = type("Unwritable", (jinja2.Undefined,), {"__str__": fail, "__slots__": ()})
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], undefined=unwritable
+    )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     source = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1call jaxllm_generation()\2", source)

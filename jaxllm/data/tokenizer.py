@@ -21,6 +21,7 @@ from jaxllm.core.types import UserError
 
 SPACE = "\u2581"  # sentencepiece's spelling of a space inside its pieces
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>", "end": "<|end|>"}
+MARKER = re.compile(r"<[|\uff5c][^<>]+[|\uff5c]>")  # an added token that is written so is a marker, flagged or not
 KINDS = {"bpe": 4_000_000, "unigram": 1_000_000}  # characters of text that the trainer gets: seconds, not minutes
 
 # How the vocabularies in the wild spell our specials, the likeliest first.
@@ -131,7 +132,7 @@ def load(path: str | Path) -> Tokenizer:
             return attach(read(*(folder / name for name in names)), folder)
     models = sorted(path.glob("*.model")) if path.is_dir() else [path] if path.suffix == ".model" else []
     if len(models) == 1:
-        return attach(_sentencepiece_file(models[0]), models[0].parent)
+        return attach(_sentencepiece(_read(models[0]), models[0]), models[0].parent)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name])
     raise UserError(f"{path}: not a tokenizer; looked for {LOOKED_FOR}; found {found or 'nothing'}")
 
@@ -170,8 +171,7 @@ def _bytes(content: bytes, where: str | Path) -> Tokenizer:
         kind, specials = record["kind"], {str(k): int(v) for k, v in record["specials"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         kind, specials = None, {}
-    expected = list(range(256, 256 + len(specials)))
-    if kind != "byte" or sorted(specials.values()) != expected or not {"pad", "eos"} <= specials.keys():
+    if kind != "byte" or {*specials.values()} != {*range(256, 256 + len(specials))} or not {"pad", "eos"} <= specials.keys():
         raise UserError(f"{where}: not the file of a byte tokenizer; give byte instead of a path")
     names = {v: f"<|{k}|>" for k, v in specials.items()}
 
@@ -222,10 +222,6 @@ def _size_message(error: str, vocab_size: int, kind: str) -> str:
     return f"vocab_size {vocab_size} does not suit this text ({kind}): {fix}; change it, or give more text"
 
 
-def _sentencepiece_file(path: Path) -> Tokenizer:
-    return _sentencepiece(_read(path), path)
-
-
 def _sentencepiece(model: bytes, where: str | Path) -> Tokenizer:
     """U+2581 in the text, which sentencepiece would take for a space, is encoded as its three bytes."""
     import sentencepiece
@@ -264,6 +260,11 @@ def _sentencepiece(model: bytes, where: str | Path) -> Tokenizer:
 # ---- the `tokenizers` library
 
 
+def is_special(token: dict, ours: Iterable[int]) -> bool:
+    """Whether an added token of a tokenizer.json is out of reach of text: flagged, one of `ours`, or written as a marker."""
+    return bool(token.get("special")) or token["id"] in ours or MARKER.fullmatch(token["content"]) is not None
+
+
 def _tokenizers_json(files: dict[str, bytes], path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Fast
 
@@ -277,7 +278,7 @@ def _tokenizers_json(files: dict[str, bytes], path: Path) -> Tokenizer:
             named[name] = token.get("content") if isinstance(token, dict) else token
     specials = _specials({text: t["id"] for text, t in added.items()}, named, path)
     for token in added.values():  # a special that is not flagged would be found in ordinary text
-        token["special"] = bool(token.get("special")) or token["id"] in specials.values()
+        token["special"] = is_special(token, specials.values())
     record["truncation"] = record["padding"] = None
     fast = _library(lambda: Fast.from_str(json.dumps(record)), path)
     unknown = (record.get("model") or {}).get("unk_token")
@@ -301,8 +302,7 @@ def _gpt2(files: dict[str, bytes], encoder_json: Path, vocab_bpe: Path) -> Token
             if len(merges[-1]) != 2:
                 raise UserError(f"{vocab_bpe}:{number}: a merge is two pieces and a space, found {line[:60]!r}")
     fast = _library(lambda: Fast(models.BPE(vocab=vocabulary, merges=merges)), encoder_json)
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast.decoder = decoders.ByteLevel()
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     specials = _specials(vocabulary, {}, encoder_json)
     return _fast(fast, specials, set(specials.values()), files)
 
@@ -310,17 +310,12 @@ def _gpt2(files: dict[str, bytes], encoder_json: Path, vocab_bpe: Path) -> Token
 def _fast(fast: Any, specials: dict[str, int], forbidden: set[int], files: dict[str, bytes]) -> Tokenizer:
     """`forbidden`: the ids that ordinary text may not become and that decode drops."""
     fast.encode_special_tokens = True  # that is: split the specials like any text
-    spelled = re.compile("|".join(re.escape(fast.id_to_token(i)) for i in sorted(forbidden)) or "(?!)")
+    # a unigram model, say, may hold a special's spelling as a piece of its own: the characters stand for it
+    spelled = {i: [j for c in fast.id_to_token(i) for j in _character(fast, c) if j not in forbidden] for i in forbidden}
 
     def encode(text: str) -> list[int]:
         ids = fast.encode(_encodable(text), add_special_tokens=False).ids
-        if forbidden.isdisjoint(ids):
-            return ids
-        # a unigram model, say, may hold the spelling as a piece: cut every occurrence after its first character
-        cuts = [0, *(m.start() + 1 for m in spelled.finditer(text)), len(text)]
-        parts = (text[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True))
-        encoded = (fast.encode(part, add_special_tokens=False).ids for part in parts)
-        return [i for ids in encoded for i in ids if i not in forbidden]
+        return ids if forbidden.isdisjoint(ids) else [j for i in ids for j in spelled.get(i, (i,))]
 
     def decode(ids: Sequence[int]) -> str:
         return fast.decode([int(i) for i in ids if int(i) not in forbidden], skip_special_tokens=False)
@@ -329,8 +324,13 @@ def _fast(fast: Any, specials: dict[str, int], forbidden: set[int], files: dict[
         token, text = fast.id_to_token(int(i)), fast.decode([int(i)], skip_special_tokens=False)
         return token if token and (not text or "\ufffd" in text) else text
 
-    size = max(fast.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(size, specials, encode, decode, piece, files)
+    return Tokenizer(max(fast.get_vocab(with_added_tokens=True).values()) + 1, specials, encode, decode, piece, files)
+
+
+def _character(fast: Any, character: str) -> list[int]:
+    """The ids of one character: its piece, else its bytes' pieces, where the vocabulary has them."""
+    pieces = [character] if fast.token_to_id(character) is not None else [f"<0x{b:02X}>" for b in character.encode()]
+    return [i for i in map(fast.token_to_id, pieces) if i is not None]
 
 
 # ---- shared
@@ -395,6 +395,6 @@ READERS: tuple[tuple[tuple[str, ...], Callable[..., Tokenizer]], ...] = (
     (("tokenizer.json",), from_tokenizer_json),
     (("encoder.json", "vocab.bpe"), from_gpt2_files),
     (("vocab.json", "merges.txt"), from_gpt2_files),
-    (("tokenizer.model",), _sentencepiece_file),
+    (("tokenizer.model",), lambda path: _sentencepiece(_read(path), path)),
 )
 LOOKED_FOR = "tokenizer.json, tokenizer.model or one *.model, encoder.json and vocab.bpe, vocab.json and merges.txt, byte.json"

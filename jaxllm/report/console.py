@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from jaxllm.report.secrets import clean_message
+
 SPARKS = "▁▂▃▄▅▆▇█"
 PLAIN = 10_000  # the width of a line that is not redrawn
 COLOURS = {"dim": "2", "bold": "1", "green": "32", "red": "31", "yellow": "33"}
@@ -39,10 +41,10 @@ def colour(text: str, name: str, stream: TextIO) -> str:
 
 
 def say(text: str, *, stream: TextIO | None = None) -> None:
-    """Print a line now, above the live line if there is one."""
+    """Print a line now, above the live line if there is one, without secrets."""
     stream = sys.stdout if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = text.encode(encoding, "replace").decode(encoding, "replace")
+    text = clean_message(text).encode(encoding, "replace").decode(encoding, "replace")
     stream.write(f"\r\x1b[K{text}\n" if is_terminal(stream) else f"{text}\n")
     stream.flush()
 

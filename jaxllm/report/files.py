@@ -6,13 +6,11 @@ import contextlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SECRET_NAME = re.compile(r"(?i)(^|[._-])(api_?key|secret|password|passwd|(hf|access|auth|bearer)_?token)$")
-SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|xox[bp]-)[A-Za-z0-9_-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+from jaxllm.report.secrets import clean
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
@@ -29,19 +27,10 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a file so that a reader, and a kill, see the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+        file.write(clean(text))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def redact(tree: Any, name: str = "") -> Any:
-    """The tree without what looks like a password or an access token."""
-    if isinstance(tree, Mapping):
-        return {key: redact(value, str(key)) for key, value in tree.items()}
-    if isinstance(tree, str):
-        return "***" if tree and SECRET_NAME.search(name) else SECRET_VALUE.sub("***", tree)
-    return [redact(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -176,6 +176,8 @@ GRPO = (
     _m("rewards/<name>/mean rewards/<name>/std", "each reward by itself", "-", "-", SAME),
     _m("rewards/<name>/failures rewards/excluded", "rewards that raised, hung or gave no number; answers left out for it", "0",
        "the function's first failure is in log.txt; a failure is no reward of 0", high=0.0),
+    _m("rewards/code/timeouts", "programs that ran out of time (their reward is 0)", "small; at most 0.5",
+       "ask for less in the tests, or raise the runner's seconds", high=0.5),
     _m("rewards/readable/mean", "with `numeric`: share of answers in which a number was found; the rest could not be right",
        "near 1", "ask for the format in the prompt, or reward it", low=0.5),
     _m("train/kl", "the KL estimate in the loss (k2 or k3), a token", "small; at most 1",

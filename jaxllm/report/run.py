@@ -22,16 +22,15 @@ from typing import Any, NamedTuple
 
 from jaxllm.report.console import colour, say
 from jaxllm.report.files import (
-    SECRET_VALUE,
     dump,
     flatten,
     plain,
     read_json,
     read_jsonl,
-    redact,
     unflatten,
     write_atomic,
 )
+from jaxllm.report.secrets import clean, clean_message, redact, remember
 
 # settings that change no bit of the weights
 RESUMABLE = ("log_every", "save_every", "save_seconds", "keep", "guard.patience", "watchdog", "gates", "profile", "show_sharding")
@@ -160,7 +159,7 @@ class Run:
         if self.writes:
             config = dict(flatten(self.config)) | chosen
             write_atomic(path, dump(chosen))
-            write_atomic(self.workdir / "config.json", dump(redact(unflatten(config))))
+            write_atomic(self.workdir / "config.json", dump(unflatten(config)))
         return chosen
 
     def finish(
@@ -202,7 +201,7 @@ class Run:
         """One line, opened and closed: on disk at once, and a truncated file needs no second handle."""
         if not self.writes:
             return
-        line = time.strftime("%H:%M:%S ") + row if isinstance(row, str) else json.dumps(row)
+        line = time.strftime("%H:%M:%S ") + clean_message(row) if isinstance(row, str) else clean(json.dumps(row))
         try:
             with open(self.workdir / name, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
@@ -227,12 +226,12 @@ def open_run(
     workdir = Path(workdir)
     check_resume(workdir, experiment, config)
     command = command or f"python -m experiments.{experiment} --workdir={workdir}"
-    run = Run(workdir, experiment, dict(config), SECRET_VALUE.sub("***", command), writes)
+    run = Run(workdir, experiment, redact(dict(config)), clean_message(command), writes)
     if writes:
         make_dir(workdir)
         if (workdir / "config.json").exists():
             run._append("log.txt", f"reopened: {run.command}")
-        write_atomic(workdir / "config.json", dump(redact(dict(config))))
+        write_atomic(workdir / "config.json", dump(run.config))
         write_atomic(workdir / "env.json", dump(environment(run, stage_of)))
         write_atomic(workdir / "README.txt", README.format(experiment=experiment, command=run.command))
         if stage_of is None:
@@ -255,6 +254,7 @@ def make_dir(workdir: Path | str) -> None:
 def check_resume(workdir: Path | str, experiment: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the run in `workdir` chose itself; UserError when its config is another one."""
     workdir = Path(workdir)
+    remember(config, sys.argv)
     begun = ("metrics.jsonl", "chosen.json", "result.json")
     if not (workdir / "config.json").exists() or not any((workdir / name).exists() for name in begun):
         return {}  # nothing was trained yet: a run that was refused may be given other settings
@@ -316,7 +316,7 @@ def environment(run: Run, stage_of: Path | str | None) -> dict[str, Any]:
     return {
         "experiment": run.experiment,
         "command": run.command,
-        "argv": [SECRET_VALUE.sub("***", arg) for arg in sys.argv],
+        "argv": [clean_message(arg) for arg in sys.argv],
         "stage_of": None if stage_of is None else str(stage_of),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "time": round(time.time(), 3),
@@ -327,7 +327,7 @@ def environment(run: Run, stage_of: Path | str | None) -> dict[str, Any]:
         "devices": {kind: kinds.count(kind) for kind in kinds},
         "processes": jax.process_count(),
         "git": _commit(),
-        "environment": {n: SECRET_VALUE.sub("***", os.environ[n]) for n in ENVIRONMENT if n in os.environ},
+        "environment": {n: os.environ[n] for n in ENVIRONMENT if n in os.environ},
     }
 
 

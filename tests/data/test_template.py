@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,24 @@ BAD = {
     "{% import 'os' as os %}": "no loader",
     "{{ 1 / 0 }}": "division",
     "{{ missing.attribute }}": "undefined",
+    "{{ missing }}": "'missing' is undefined",
+    "{{ messages[0].no_such_key ~ 'x' }}": "no attribute 'no_such_key'",
+    "{{ messages[0].content.format.__globals__ }}": "__globals__",
+    "{{ '{0.__class__.__init__}'.format(messages) }}": "unsafe",
+    "{{ '%s' | attr('__class__') | string }}": "undefined|unsafe",
+    "{{ ''['__class__'] }}": "__class__",
+    "{{ cycler.__init__.__globals__.os }}": "__init__",
+    "{{ lipsum.__globals__['os'].popen('id') }}": "__globals__",
+    "{{ (messages | map(attribute='__class__') | list)[0].__mro__ }}": "undefined|unsafe|__",
+    "{{ raise_exception.func_globals }}": "no attribute",
+    "{{ strftime_now.__self__ }}": "__self__",
+    "{{ self.__init__ }}": "__init__",
+    "{{ joiner.__init__.__globals__ }}": "__init__",
+    "{% set x = messages.pop() %}": "unsafe|not safely callable",
+    "{{ messages[0].update({'role': 'system'}) }}": "unsafe|not safely callable",
+    "{% extends '/etc/passwd' %}": "no loader",
+    "{% from 'x' import y %}": "no loader",
+    "{{ range(10 ** 9) | length }}": "too big|Range",
     "{{ range(1000000) | list }}": "too big|Range",
     "{% for i in range(99999) %}{{ 'x' * 100 }}{% endfor %}": "over 4,000,000 characters",
 }
@@ -174,14 +193,34 @@ def test_errors_are_the_templates_own_words(source):
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{{ 9 ** (9 ** 9) }}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ 'x' | center(10 ** 10) }}",
+        "{{ ('a' * 40 + '!') | replace('a', 'b' * 10 ** 8) }}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
 def test_time_and_memory_are_bounded(source, monkeypatch):
     monkeypatch.setattr(template, "SECONDS", 1.0)
-    with pytest.raises(UserError, match="did not finish within 1 seconds|MB|process ended|memory"):
+    with pytest.raises(UserError, match="did not finish within 1 seconds|MB|process ended|memory|recursion"):
         template.render(source, TALK)
     monkeypatch.undo()
     assert template.render("{{ messages | length }}", TALK) == "5"  # the next conversation finds a new process
+
+
+def test_what_is_not_there_can_be_asked_for():
+    source = "{% if tools %}t{% endif %}{% if tools is defined %}d{% endif %}{{ tools or 'none' }}{{ bos_token }}"
+    assert template.render(source, TALK) == "none"
+
+
+def test_its_process_has_none_of_our_variables(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "x")
+    template._stop()
+    template.render("", TALK)
+    (worker,) = template._workers
+    if not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
+    names = {v.split(b"=")[0].decode() for v in Path(f"/proc/{worker.pid}/environ").read_bytes().split(b"\0") if v}
+    assert names <= set(template.ENVIRONMENT)
 
 
 def test_long_conversations_pass():

@@ -1,1 +1,1 @@
-"""Rewards as functions of a completion's row: answers (verifiers), text (form), combine (weights, time limits, failures)."""
+"""Rewards as functions of a completion's row: answers and code (verifiers), text (form), combine (weights, limits, failures)."""

@@ -38,9 +38,17 @@ class External(NamedTuple):
 
 
 class Batched(NamedTuple):
-    """A function of all rows at once -> [b]: a reward model, for one. Values that are not finite are its failures."""
+    """A function of all rows at once -> [b], or Judged: a reward model, for one. Values that are not finite are its failures."""
 
     call: Callable[[Sequence[Row]], Any]
+
+
+class Judged(NamedTuple):
+    """values [b]; reasons {row: why it has none}; counts {what: how many of the rows}, logged as rewards/<name>/<what>."""
+
+    values: Sequence[float]
+    reasons: Mapping[int, str]
+    counts: Mapping[str, int]
 
 
 Reward = Callable[[Row], float] | External | Batched  # a plain callable must be bounded by itself: it runs in this process
@@ -48,13 +56,14 @@ Reward = Callable[[Row], float] | External | Batched  # a plain callable must be
 
 class Scores(NamedTuple):
     """values float32 [b], nan where excluded; valid bool [b]; failures {name: excluded rows}; columns {name: float32 [b]};
-    reasons {name: the first failure, with its row}."""
+    reasons {name: the first failure, with its row}; counts {name/what: rows}, of what a function counts itself."""
 
     values: np.ndarray
     valid: np.ndarray
     failures: dict[str, int]
     columns: dict[str, np.ndarray]
     reasons: dict[str, str]
+    counts: dict[str, int]
 
 
 def run(
@@ -70,8 +79,10 @@ def run(
     columns: dict[str, np.ndarray] = {}
     reasons: dict[str, str] = {}
     failures: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, function in functions.items():
-        results = _apply(function, rows, seconds)
+        results, counted = _apply(function, rows, seconds)
+        counts |= {f"{name}/{what}": int(n) for what, n in counted.items()}
         columns[name] = np.array([_finite(value) for value, _ in results], np.float32)
         # a value beyond float32 is infinite there
         columns[name][~np.isfinite(columns[name])] = np.nan
@@ -81,7 +92,7 @@ def run(
             value, error = results[bad[0]]
             reasons[name] = f"row {bad[0] + 1}: {error or f'gave {str(value)[:60]}, which is no finite number'}"
     values = combine(columns, weights)
-    return Scores(values, np.isfinite(values), failures, columns, reasons)
+    return Scores(values, np.isfinite(values), failures, columns, reasons, counts)
 
 
 def combine(columns: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
@@ -107,7 +118,8 @@ def joined(parts: Sequence[Scores]) -> Scores:
     columns = {name: np.concatenate([p.columns[name] for p in parts]) for name in parts[0].columns}
     reasons = {name: reason for p in reversed(parts) for name, reason in p.reasons.items()}
     failures = {name: sum(p.failures[name] for p in parts) for name in columns}
-    return Scores(*(np.concatenate([p[i] for p in parts]) for i in range(2)), failures, columns, reasons)
+    counts = {name: sum(p.counts[name] for p in parts) for name in parts[0].counts}
+    return Scores(*(np.concatenate([p[i] for p in parts]) for i in range(2)), failures, columns, reasons, counts)
 
 
 def describe(scores: Scores) -> list[str]:
@@ -120,13 +132,14 @@ def describe(scores: Scores) -> list[str]:
 
 
 def metrics(scores: Scores) -> dict[str, tuple[float, float]]:
-    """{name: (sum, count)}: rewards/<name>/mean and /std over rows that have one, /failures, and rewards/excluded."""
+    """{name: (sum, count)}: rewards/<name>/mean and /std over rows that have one, /failures, what it counts, rewards/excluded."""
     found: dict[str, tuple[float, float]] = {}
     for name, column in scores.columns.items():
         good = column[np.isfinite(column)].astype(np.float64)
         found[f"rewards/{name}/mean"] = (float(good.sum()), float(len(good)))
         found[f"rewards/{name}/std"] = (float(good.std(ddof=1)) if len(good) > 1 else 0.0, 1.0)
         found[f"rewards/{name}/failures"] = (float(scores.failures[name]), 1.0)
+    found |= {f"rewards/{name}": (float(n), 1.0) for name, n in scores.counts.items()}
     return found | {"rewards/excluded": (float((~scores.valid).sum()), 1.0)}
 
 
@@ -144,12 +157,13 @@ def _finite(value: Any) -> float:
     return number if math.isfinite(number) else math.nan
 
 
-def _apply(function: Reward, rows: Sequence[Row], seconds: float) -> list[Result]:
+def _apply(function: Reward, rows: Sequence[Row], seconds: float) -> tuple[list[Result], Mapping[str, int]]:
+    """(a result a row, what the function counts)."""
     if isinstance(function, External):
-        return _external(function, rows, seconds)
+        return _external(function, rows, seconds), {}
     if isinstance(function, Batched):
         return _batched(function, rows)
-    return [_direct(function, row) for row in rows]
+    return [_direct(function, row) for row in rows], {}
 
 
 def _direct(function: Callable[[Row], float], row: Row) -> Result:
@@ -159,12 +173,14 @@ def _direct(function: Callable[[Row], float], row: Row) -> Result:
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _batched(function: Batched, rows: Sequence[Row]) -> list[Result]:
+def _batched(function: Batched, rows: Sequence[Row]) -> tuple[list[Result], Mapping[str, int]]:
     """A batched function that raises is a bug of ours, not of a row: it is let through."""
-    values = np.asarray(function.call(rows), np.float32)
+    given = function.call(rows)
+    values, reasons, counts = given if isinstance(given, Judged) else (given, {}, {})
+    values = np.asarray(values, np.float32)
     if values.shape != (len(rows),):
         raise UserError(f"a batched reward gave an array of shape {values.shape} for {len(rows)} rows: one value a row is needed")
-    return [(value, "") for value in values]
+    return [(value, reasons.get(i, "")) for i, value in enumerate(values)], counts
 
 
 def _external(function: External, rows: Sequence[Row], seconds: float) -> list[Result]:
