@@ -1,0 +1,63 @@
+"""What a run knows of itself and of the runs that it started from, for the model card of an export."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from jaxllm import launch
+from jaxllm.convert.card import Facts, Stage
+from jaxllm.core import spec
+from jaxllm.core.types import UserError
+from jaxllm.models import decoder
+from jaxllm.report import files
+from jaxllm.train import checkpoint
+
+LONGEST = 20  # runs of a chain
+
+
+def stage_of(meta):
+    config = files.redact(meta["config"])
+    data = config.get("data", {})
+    return Stage(meta["experiment"], int(meta["step"]), config, str(data.get("path") or "") if isinstance(data, dict) else "")
+
+
+def lineage(meta, default):
+    """(stages from the first run to this one, what the first was taken in from): by `init`, as far as the runs are there."""
+    found = [stage_of(meta)]
+    while len(found) < LONGEST and (start := meta["config"].get("init")):
+        try:
+            where, step = launch.find_stage(start, default=default.get(meta["experiment"]))
+            meta = checkpoint.newest_meta(where, step)
+        except (UserError, OSError):
+            break
+        found.append(stage_of(meta))
+    return tuple(reversed(found)), str(meta["config"].get("source") or "")
+
+
+def result_of(loaded):
+    """(metrics, claims) of result.json; (None, ()) without one, or when a later checkpoint than this one is there."""
+    path = loaded.workdir / "result.json"
+    steps = [int(p.name) for p in (loaded.workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    if not path.is_file() or loaded.step < max(steps, default=0):
+        return None, ()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    numbers = {k: v for k, v in result["metrics"].items() if isinstance(v, int | float) and math.isfinite(v)}
+    return numbers, tuple(result.get("claims", ()))
+
+
+def facts_of(loaded, target, *, license=""):
+    """Facts for `convert.card.card` of a loaded run that is exported to `target`."""
+    from experiments.common import NEEDS
+
+    stages, source = lineage(loaded.meta, NEEDS)
+    metrics, claims = result_of(loaded)
+    env = loaded.workdir / "env.json"
+    env = json.loads(env.read_text(encoding="utf-8")) if env.is_file() else {}
+    config = loaded.model.config
+    parameters = decoder.published_count(config) if isinstance(config, decoder.DecoderConfig) else spec.count(loaded.model.specs)
+    return Facts(
+        Path(target).name, parameters, config, stages, source, metrics, claims, env.get("command", ""),
+        {n: v for n, v in env.get("versions", {}).items() if n in ("jaxllm", "jax")}, str(env.get("git") or ""), license,
+    )  # fmt: skip
