@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+from experiments.common import NEEDS
 from jaxllm import launch
 from jaxllm.convert.card import Facts, Stage
 from jaxllm.core import spec
@@ -17,22 +18,29 @@ from jaxllm.train import checkpoint
 LONGEST = 20  # runs of a chain
 
 
-def stage_of(meta):
+def stage_of(meta, workdir):
     config = files.redact(meta["config"])
     data = config.get("data", {})
-    return Stage(meta["experiment"], int(meta["step"]), config, str(data.get("path") or "") if isinstance(data, dict) else "")
+    path = str(data.get("path") or "") if isinstance(data, dict) else ""
+    return Stage(meta["experiment"], int(meta["step"]), config, path, files.redact(environment(workdir).get("command", "")))
 
 
-def lineage(meta, default):
+def environment(workdir):
+    """env.json of a run; {} where there is none."""
+    path = workdir / "env.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def lineage(meta, workdir, default):
     """(stages from the first run to this one, what the first was taken in from): by `init`, as far as the runs are there."""
-    found = [stage_of(meta)]
+    found = [stage_of(meta, workdir)]
     while len(found) < LONGEST and (start := meta["config"].get("init")):
         try:
-            where, step = launch.find_stage(start, default=default.get(meta["experiment"]))
-            meta = checkpoint.newest_meta(where, step)
+            workdir, step = launch.find_stage(start, default=default.get(meta["experiment"]))
+            meta = checkpoint.newest_meta(workdir, step)
         except (UserError, OSError):
             break
-        found.append(stage_of(meta))
+        found.append(stage_of(meta, workdir))
     return tuple(reversed(found)), str(meta["config"].get("source") or "")
 
 
@@ -49,15 +57,11 @@ def result_of(loaded):
 
 def facts_of(loaded, target, *, license=""):
     """Facts for `convert.card.card` of a loaded run that is exported to `target`."""
-    from experiments.common import NEEDS
-
-    stages, source = lineage(loaded.meta, NEEDS)
+    stages, source = lineage(loaded.meta, loaded.workdir, NEEDS)
     metrics, claims = result_of(loaded)
-    env = loaded.workdir / "env.json"
-    env = json.loads(env.read_text(encoding="utf-8")) if env.is_file() else {}
-    config = loaded.model.config
+    env, config = environment(loaded.workdir), loaded.model.config
     parameters = decoder.published_count(config) if isinstance(config, decoder.DecoderConfig) else spec.count(loaded.model.specs)
     return Facts(
-        Path(target).name, parameters, config, stages, source, metrics, claims, env.get("command", ""),
+        Path(target).name, parameters, config, stages, source, metrics, claims,
         {n: v for n, v in env.get("versions", {}).items() if n in ("jaxllm", "jax")}, str(env.get("git") or ""), license,
     )  # fmt: skip

@@ -14,12 +14,14 @@ PIPELINES = {
 
 
 class Stage(NamedTuple):
-    """One run of the chain that led to the weights. data: a file, `hf:name`, or "" for what the experiment has built in."""
+    """One run of the chain that led to the weights. data: a file, `hf:name`, or "" for what the experiment has built in; command:
+    "" where it is not known."""
 
     experiment: str
     step: int
     config: Mapping[str, Any]
     data: str
+    command: str = ""
 
 
 class Facts(NamedTuple):
@@ -35,7 +37,6 @@ class Facts(NamedTuple):
     source: str = ""
     metrics: Mapping[str, float] | None = None
     claims: tuple[Mapping[str, Any], ...] = ()
-    command: str = ""
     versions: Mapping[str, str] = {}
     commit: str = ""
     license: str = ""
@@ -117,8 +118,8 @@ def _evaluation(facts: Facts) -> str:
     if facts.metrics is None:
         return "None: the run has no result for this checkpoint."
     rows = [f"| `{name}` | {value:.6g} |" for name, value in facts.metrics.items() if isinstance(value, int | float)]
-    text = "By the run itself, at its end; `docs/metrics.md` of jaxllm has the formula of every name.\n\n"
-    text += "\n".join(["| metric | value |", "|---|---:|", *rows])
+    text = "By the run itself, at its end; names with `eval/` are of held-out rows. jaxllm's `docs/metrics.md` has formulas."
+    text += "\n\n" + "\n".join(["| metric | value |", "|---|---:|", *rows])
     said = {True: "holds", False: "does not hold"}
     claims = [f"- {said[bool(c['holds'])]}: {c['name']}, {c['value']} (bound {c['bound']})" for c in facts.claims]
     return text + ("\n\n" + "\n".join(claims) if claims else "")
@@ -146,5 +147,6 @@ def _loading(facts: Facts, architecture: str) -> str:
 def _reproduce(facts: Facts) -> str:
     known = [f"{name} {version}" for name, version in facts.versions.items()]
     known += [f"commit {facts.commit}"] if facts.commit else []
-    command = f"```\n{facts.command}\n```" if facts.command else "The command was not recorded."
+    lines = [stage.command or f"# {stage.experiment}: its command was not recorded" for stage in facts.lineage]
+    command = "\n".join(["```", *lines, "```"]) + "\n\nOther runs that a command names have theirs in their README.txt."
     return command + (f"\n\n{', '.join(known)}." if known else "")

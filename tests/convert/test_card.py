@@ -8,12 +8,12 @@ from jaxllm.models.decoder import DecoderConfig
 
 CONFIG = DecoderConfig(vocab_size=50, max_length=32, d_model=16, n_layers=1, n_heads=2, d_ff=32)
 PRETRAIN = Stage("pretrain", 600, {"batch_size": 32, "optim": {"lr": 3e-3}, "data": {"length": 64}}, "hf:org/texts:en")
-SFT = Stage("sft", 10, {"batch_size": 8, "optim": {"lr": 1e-3}, "data": {"length": 32}}, "chats.jsonl")
+SFT_CONFIG = {"batch_size": 8, "optim": {"lr": 1e-3}, "data": {"length": 32}}
+SFT = Stage("sft", 10, SFT_CONFIG, "chats.jsonl", "python -m experiments.sft --config.seed=1")
 PPO = Stage("ppo", 5, {"batch_size": 128, "data": {}}, "")
 ALL = Facts(
     "mine", 1234, CONFIG, (PRETRAIN, SFT), "org/base", {"eval/loss": 1.25, "data/fill": 0.5},
-    ({"name": "it answers", "value": 0.9, "bound": 0.5, "holds": True},), "python -m experiments.sft --config.seed=1",
-    {"jaxllm": "0.1.0"}, "abc", "apache-2.0",
+    ({"name": "it answers", "value": 0.9, "bound": 0.5, "holds": True},), {"jaxllm": "0.1.0"}, "abc", "apache-2.0",
 )  # fmt: skip
 
 
@@ -32,7 +32,8 @@ def test_everything_that_is_known_is_on_the_card():
     for words in (
         "`LlamaForCausalLM` with 1,234 parameters", "a context of 32 tokens", "| `pretrain` | 600 | 32 | 0.003 | 1,228,800 |",
         "| `eval/loss` | 1.25 |", "- holds: it answers, 0.9 (bound 0.5)", "`chats.jsonl`", '"lr": 0.001',
-        "python -m experiments.sft --config.seed=1", "commit abc", 'hf.load("mine")', 'LlamaForCausalLM.from_pretrained("mine")',
+        "# pretrain: its command was not recorded\npython -m experiments.sft --config.seed=1\n```", "commit abc",
+        'hf.load("mine")', 'LlamaForCausalLM.from_pretrained("mine")',
     ):  # fmt: skip
         assert words in body, words
     assert "No licence" not in body and "built in" not in body
@@ -41,7 +42,7 @@ def test_everything_that_is_known_is_on_the_card():
 def test_what_is_not_known_is_left_out():
     head, body = parts(card(Facts("mine", 1, CONFIG, (PPO,), source="/home/x/base"), "SomethingElse"))
     assert head == {"library_name": "transformers", "tags": ["jaxllm", "ppo"]}
-    assert "None: the run has no result for this checkpoint." in body and "The command was not recorded." in body
+    assert "None: the run has no result for this checkpoint." in body and "# ppo: its command was not recorded" in body
     assert "not recorded |" in body and "No licence is stated" in body and "what the experiment has built in" in body
 
 

@@ -50,8 +50,8 @@ def test_an_export_has_a_card_with_the_run_s_own_numbers(base, exported):
     result = json.loads((base / "sft" / "result.json").read_text())
     numbers = [f"| `{name}` | {value:.6g} |" for name, value in result["metrics"].items()]
     trained = [f"| `{stage}` | 3 | 8 |" for stage in ("pretrain", "sft")]
-    command = json.loads((base / "sft" / "env.json").read_text())["command"]
-    assert numbers and all(words in text for words in (*numbers, *trained, command, str(base), "No licence is stated"))
+    commands = "\n".join(json.loads((base / stage / "env.json").read_text())["command"] for stage in ("pretrain", "sft"))
+    assert numbers and all(words in text for words in (*numbers, *trained, commands, str(base), "No licence is stated"))
 
 
 def test_the_card_of_an_earlier_step_has_no_numbers_of_the_last(base, tmp_path):
