@@ -22,6 +22,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 myst_update_mathjax = False
 nb_execution_mode = "off"  # scripts/run_notebook.py executes them
+nb_merge_streams = True
 highlight_language = "text"
 suppress_warnings = [
     "misc.highlighting_failure",  # rows with ... in them are no JSON
