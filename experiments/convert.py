@@ -6,6 +6,7 @@ python -m experiments.sft --config.init=runs/llama
 python -m experiments.convert --source=runs/sft --target=adapter --adapter=True     # the adapters of a run -> PEFT's format
 python -m experiments.convert --source=adapter --base=Llama-3.2-1B --target=runs/x  # merged into the weights they are for
 
+An export has a model card (README.md) with what the run knows of itself; --license=apache-2.0 puts the licence on it.
 A run is a run directory (`<dir>[@step]`, and --stage); a published directory has config.json, safetensors and the tokenizer's
 files, or is a name on the hub (org/name).
 """
@@ -14,14 +15,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from experiments import model_card
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.convert import hf, hub, peft, safetensors
+from jaxllm.convert.card import card
 from jaxllm.core.types import TrainState, UserError
 from jaxllm.data import chat
 from jaxllm.data import tokenizer as tokenizers
@@ -29,15 +33,16 @@ from jaxllm.models import families
 from jaxllm.train import checkpoint
 
 
-def export(source, target, *, stage="", dtype="", architecture=""):
-    """A run's checkpoint as a published directory; the architecture that it has there."""
+def export(source, target, *, stage="", dtype="", architecture="", license=""):
+    """A run's checkpoint as a published directory with a model card; the architecture that it has there."""
     loaded = launch.load(source, stage or None)
     if "policy" not in loaded.params:
         raise UserError(
             f"{loaded.workdir}: a {loaded.meta['experiment']} model has a head of its own: no published name holds it"
         )
-    params, more = loaded.params["policy"], {"dtype": dtype or None, "architecture": architecture or None}
-    return hf.save(target, loaded.model, params, loaded.tokenizer, **more)
+    more = {"dtype": dtype or None, "architecture": architecture or None}
+    written = partial(card, model_card.facts_of(loaded, target, license=license))
+    return hf.save(target, loaded.model, loaded.params["policy"], loaded.tokenizer, card=written, **more)
 
 
 def export_adapter(source, target, *, stage="", architecture=""):
@@ -123,7 +128,7 @@ def printable(text):
     return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def main(source="", target="", stage="", dtype="", architecture="", kind="pretrain", adapter=False, base=""):
+def main(source="", target="", stage="", dtype="", architecture="", kind="pretrain", adapter=False, base="", license=""):
     if not source or not target:
         raise UserError("give --source and --target: a run and a new directory, or a published directory and a new run")
     if is_run(source) and adapter:
@@ -132,10 +137,11 @@ def main(source="", target="", stage="", dtype="", architecture="", kind="pretra
         architecture = export_adapter(source, target, stage=stage, architecture=architecture)
         return print(f"{target}: an adapter for {architecture}, as PEFT loads it")
     if is_run(source):
-        architecture = export(source, target, stage=stage, dtype=dtype, architecture=architecture)
+        architecture = export(source, target, stage=stage, dtype=dtype, architecture=architecture, license=license)
         return print(f"{target}: {architecture}, as transformers loads it")
-    if stage or dtype or architecture or adapter:
-        raise UserError("--stage, --dtype, --architecture and --adapter are for exports of a run; a run's parameters are float32")
+    if stage or dtype or architecture or adapter or license:
+        names = "--stage, --dtype, --architecture, --license and --adapter"
+        raise UserError(f"{names} are for exports of a run; a run's parameters are float32")
     take_in(source, target, kind=kind, base=base)
     tokenizer = tokenizers.load(Path(target) / "tokenizer")
     print(f"chat template (sha256 {chat.template_hash(tokenizer)[:12]}), text of the model's authors that decides what it reads:")
@@ -144,14 +150,5 @@ def main(source="", target="", stage="", dtype="", architecture="", kind="pretra
 
 
 if __name__ == "__main__":
-    flags = {
-        "source": "",
-        "target": "",
-        "stage": "",
-        "dtype": "",
-        "architecture": "",
-        "kind": "pretrain",
-        "adapter": False,
-        "base": "",
-    }
-    launch.tool(main, "convert", flags)
+    texts = dict.fromkeys(("source", "target", "stage", "dtype", "architecture", "base", "license"), "")
+    launch.tool(main, "convert", {**texts, "kind": "pretrain", "adapter": False})

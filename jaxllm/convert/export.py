@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ NOT_ARCHITECTURE = {"attention": "auto", "dtype": "float32", "remat": "none", "u
 def save(
     path: str | Path, model: Model, params: Params, tokenizer: Any = None, *,
     dtype: str | None = None, architecture: str | None = None, shard_bytes: int = SHARD_BYTES,
+    card: Callable[[str], str] | None = None,
 ) -> str:  # fmt: skip
     """Write a directory that transformers loads: config.json, safetensors (shards of shard_bytes), the tokenizer's files.
 
     dtype: of the weights on disk (default: the parameters' own). architecture: a name of config.json, where several hold this
-    model; the default is the first that does, and is returned. The directory appears whole or not at all.
+    model; the default is the first that does, and is returned. card: README.md, from the architecture. The directory appears
+    whole or not at all.
     UserError: the target has content, the parameters are not the model's, or no published architecture holds this config.
     """
     target = Path(path).expanduser().absolute()
@@ -54,6 +56,8 @@ def save(
         _write_json(part / "config.json", _published(family, model.config, dtype, tokenizer))
         if tokenizer is not None:
             _write_tokenizer(part, tokenizer)
+        if card is not None:
+            (part / "README.md").write_text(card(family.architecture), encoding="utf-8")
         os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 GIB, TERA, GIGA = 2**30, 1e12, 1e9
@@ -62,3 +65,37 @@ def of(device_kind: str) -> Chip | None:
 def share(device: Any, chip: Chip) -> float:
     """The part of a chip that one device is: less than 1 where JAX shows its cores one by one (v4 and tpu7x ahead of time)."""
     return getattr(device, "num_cores", chip.cores) / chip.cores if device.platform == "tpu" else 1.0
+
+
+# ---- what a notebook says of the machine that it runs on
+
+DRIVE = "/content/drive/MyDrive"
+
+
+def device_check(devices: Sequence[Any], version: str, *, on_colab: bool, drive: bool, simulated: bool = False) -> list[str]:
+    """Lines on the devices that JAX has found and, on Colab, on what to change. simulated: a CPU is what is wanted.
+
+    A mark leads each: the devices that are wanted, or not, and `!` for a disk that is temporary.
+    """
+    kind, chip = devices[0].device_kind, of(devices[0].device_kind)
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
+    parts = [f"{kind.upper() if kind == 'cpu' else kind} x{len(devices)}" + (f" ({memory / GIB:.2f} GiB)" if memory else "")]
+    parts += [f"jax {version}"] + (["libtpu ok"] if devices[0].platform == "tpu" else [])
+    parts += [f"bf16 peak {chip.peak / TERA:.0f} TFLOP/s"] if chip else []
+    lines = [f"✓ {' · '.join(parts)}"]
+    if devices[0].platform == "cpu" and on_colab and not simulated:
+        lines = [
+            "✗ No TPU: this notebook is on CPU. Runtime > Change runtime type > v5e-1 TPU, then run again. "
+            "(Or continue: everything here runs on a CPU, slower.)"
+        ]
+    if on_colab and not drive:
+        lines.append(f"! Colab's disk is temporary: set WORKDIR='{DRIVE}/jaxllm' to keep checkpoints (Drive not mounted)")
+    return lines
+
+
+def print_device_check(*, simulated: bool = False) -> None:
+    """`device_check` of this process."""
+    import jax
+
+    on_colab, drive = "google.colab" in sys.modules, Path(DRIVE).is_dir()
+    print("\n".join(device_check(jax.devices(), jax.__version__, on_colab=on_colab, drive=drive, simulated=simulated)))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import convert, sft
+from experiments import convert, model_card, sft
 from jaxllm import launch
 from jaxllm.convert import hf
 from jaxllm.core.tree import flatten
@@ -43,6 +43,21 @@ def test_a_run_becomes_a_published_directory(base, exported):
     assert tokenizers.fingerprint(tokenizers.load(exported)) == loaded.meta["tokenizer"]
     generation = json.loads((exported / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [loaded.tokenizer.specials["end"], loaded.tokenizer.specials["eos"]]
+
+
+def test_an_export_has_a_card_with_the_run_s_own_numbers(base, exported):
+    text = (exported / "README.md").read_text()
+    result = json.loads((base / "sft" / "result.json").read_text())
+    numbers = [f"| `{name}` | {value:.6g} |" for name, value in result["metrics"].items()]
+    trained = [f"| `{stage}` | 3 | 8 |" for stage in ("pretrain", "sft")]
+    commands = "\n".join(json.loads((base / stage / "env.json").read_text())["command"] for stage in ("pretrain", "sft"))
+    assert numbers and all(words in text for words in (*numbers, *trained, commands, str(base), "No licence is stated"))
+
+
+def test_the_card_of_an_earlier_step_has_no_numbers_of_the_last(base, tmp_path):
+    loaded = launch.load(base, "sft")
+    facts = model_card.facts_of(loaded._replace(step=1), tmp_path / "x", license="mit")
+    assert facts.metrics is None and facts.license == "mit" and [s.experiment for s in facts.lineage] == ["pretrain", "sft"]
 
 
 def test_a_published_directory_becomes_a_run_that_trains(exported, files, tmp_path):

@@ -1,0 +1,67 @@
+"""What a run knows of itself and of the runs that it started from, for the model card of an export."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from experiments.common import NEEDS
+from jaxllm import launch
+from jaxllm.convert.card import Facts, Stage
+from jaxllm.core import spec
+from jaxllm.core.types import UserError
+from jaxllm.models import decoder
+from jaxllm.report import files
+from jaxllm.train import checkpoint
+
+LONGEST = 20  # runs of a chain
+
+
+def stage_of(meta, workdir):
+    config = files.redact(meta["config"])
+    data = config.get("data", {})
+    path = str(data.get("path") or "") if isinstance(data, dict) else ""
+    return Stage(meta["experiment"], int(meta["step"]), config, path, files.redact(environment(workdir).get("command", "")))
+
+
+def environment(workdir):
+    """env.json of a run; {} where there is none."""
+    path = workdir / "env.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def lineage(meta, workdir, default):
+    """(stages from the first run to this one, what the first was taken in from): by `init`, as far as the runs are there."""
+    found = [stage_of(meta, workdir)]
+    while len(found) < LONGEST and (start := meta["config"].get("init")):
+        try:
+            workdir, step = launch.find_stage(start, default=default.get(meta["experiment"]))
+            meta = checkpoint.newest_meta(workdir, step)
+        except (UserError, OSError):
+            break
+        found.append(stage_of(meta, workdir))
+    return tuple(reversed(found)), str(meta["config"].get("source") or "")
+
+
+def result_of(loaded):
+    """(metrics, claims) of result.json; (None, ()) without one, or when a later checkpoint than this one is there."""
+    path = loaded.workdir / "result.json"
+    steps = [int(p.name) for p in (loaded.workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    if not path.is_file() or loaded.step < max(steps, default=0):
+        return None, ()
+    result = json.loads(path.read_text(encoding="utf-8"))
+    numbers = {k: v for k, v in result["metrics"].items() if isinstance(v, int | float) and math.isfinite(v)}
+    return numbers, tuple(result.get("claims", ()))
+
+
+def facts_of(loaded, target, *, license=""):
+    """Facts for `convert.card.card` of a loaded run that is exported to `target`."""
+    stages, source = lineage(loaded.meta, loaded.workdir, NEEDS)
+    metrics, claims = result_of(loaded)
+    env, config = environment(loaded.workdir), loaded.model.config
+    parameters = decoder.published_count(config) if isinstance(config, decoder.DecoderConfig) else spec.count(loaded.model.specs)
+    return Facts(
+        Path(target).name, parameters, config, stages, source, metrics, claims,
+        {n: v for n, v in env.get("versions", {}).items() if n in ("jaxllm", "jax")}, str(env.get("git") or ""), license,
+    )  # fmt: skip
