@@ -227,6 +227,10 @@ def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) 
     if getattr(error, "errno", None) in DISK_ERRORS or any(words in str(error) for words in DISK_WORDS):
         say(f"error: the disk failed: {error}. Make room, then continue with:  {command}", stream=sys.stderr)
         return 74
+    from jaxllm.train import fit_memory
+
+    if (said := fit_memory.exhausted(error)) is not None:
+        return _user_error(UserError(said))
     if not debug:
         traceback.print_exc()
     where = _write_crash(workdir, command)

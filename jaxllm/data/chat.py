@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -174,6 +175,13 @@ def encode_document(tokenizer: Tokenizer, text: str) -> Example:
     """A document of plain text and its eos, everything trained. A bos, where there is one, comes first."""
     tokens = np.array([*_bos(tokenizer), *tokenizer.encode(text), tokenizer.specials["eos"]], np.int32)
     return Example(tokens, np.ones(len(tokens), bool))
+
+
+def spelled(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """The text of ids with the special ones by their names: "<|user|>Hi<|end|>"."""
+    names = {i: f"<|{name}|>" for name, i in tokenizer.specials.items()}
+    runs = itertools.groupby(ids, lambda i: i in names)
+    return "".join("".join(names[i] for i in run) if special else tokenizer.decode(list(run)) for special, run in runs)
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

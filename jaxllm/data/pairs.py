@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,12 +63,16 @@ def encode_pairs(tokenizer: Tokenizer, rows: Iterable[Any], length: int) -> tupl
         "fill": (a["fill"] + b["fill"]) / 2,
         "truncated": sum(any(len(side.tokens) > length + 1 for side in pair) for pair in kept),
         "dropped": len(lost),
-        "untrained": len(lost),
-        "first_untrained": lost[0] if lost else None,
+        **pack.nothing_trained(lost, lost_side(pairs[lost[0]], length) if lost else None, length),
         "identical": sum(np.array_equal(x.tokens, y.tokens) for x, y in pairs),
         "lengths": pack.histogram(lengths),
     }
     return {"chosen": chosen, "rejected": rejected}, report
+
+
+def lost_side(sides: Sequence[Example], length: int) -> Example:
+    """The first side that keeps no trained token."""
+    return next(side for side in sides if not pack.trained(side, length))
 
 
 def _encode(tokenizer: Tokenizer, pair: Pair) -> tuple[Example, Example]:

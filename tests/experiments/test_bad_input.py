@@ -64,9 +64,9 @@ def test_empty_file(files, tmp_path):
     ("line", "match"),
     [
         ('{"messages": [', r"bad\.jsonl:3"),
-        ('{"text": "only text"}', r"bad\.jsonl row 3.*text"),
-        ('{"messages": [{"role": "asistant", "content": "x"}]}', r"bad\.jsonl row 3.*asistant.*assistant"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', r"bad\.jsonl row 3.*preference"),
+        ('{"text": "only text"}', r"bad\.jsonl:3.*text"),
+        ('{"messages": [{"role": "asistant", "content": "x"}]}', r"bad\.jsonl:3.*asistant.*assistant"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', r"bad\.jsonl:3.*preference"),
     ],
 )
 def test_malformed_conversations_are_named_by_file_and_line(tmp_path, base, line, match):
@@ -95,7 +95,7 @@ def test_long_conversations_are_counted(tmp_path, base):
 def test_fine_tuning_data_given_to_a_preference_stage(files, tmp_path, base, module):
     name = module.__name__.rpartition(".")[2]
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "data.path": files["chat"]}
-    check_refused(module.main, name, overrides, tmp_path / "run", "chat.jsonl row 1")
+    check_refused(module.main, name, overrides, tmp_path / "run", "chat.jsonl:1 looks like SFT data")
 
 
 def test_an_unknown_preference_loss(files, tmp_path, base):
@@ -105,7 +105,7 @@ def test_an_unknown_preference_loss(files, tmp_path, base):
 
 def test_ppo_without_prompts(files, tmp_path, base):
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "reward_model": str(base), "data.path": files["text"]}
-    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", "row 1: PPO needs a `prompt`")
+    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", "text.jsonl:1: PPO needs a `prompt`")
 
 
 def test_ppo_prompt_longer_than_its_limit(files, tmp_path, base):
