@@ -383,8 +383,8 @@ def load(
     tokenizer = tokenizers.load(where / "tokenizer")
     if (found := tokenizers.fingerprint(tokenizer)) != meta["tokenizer"]:
         raise UserError(
-            f"{where / 'tokenizer'}: its hash {found[:12]} is not the {meta['tokenizer'][:12]} that the checkpoint was trained "
-            "with: put the run's own tokenizer back"
+            f"{where / 'tokenizer'}: its hash {found[:12]} ({tokenizer.vocab_size} ids) is not the {meta['tokenizer'][:12]} "
+            f"({meta['model']['vocab_size']} ids) that the checkpoint was trained with: put the run's own tokenizer back"
         )
     root = "policy" if "policy" in models else meta["roots"][0]
     return Loaded(models[root], params, tokenizer, meta["config"], meta, where, int(meta["step"]))

@@ -155,17 +155,20 @@ def _shared_text(chosen: str, rejected: str) -> Pair:
     }
 
 
+_PAIRS = ", but preferences need `chosen` and `rejected` (docs/data.md)"
+
+
 def _missing(have: list[str]) -> str:
     """What a row without both sides looks like, and where it belongs."""
     if "messages" in have:
-        return "looks like SFT data (columns: messages): use python -m experiments.sft for it"
+        return f"looks like SFT data (columns: messages){_PAIRS}: use python -m experiments.sft for it"
     if "completion" in have and "label" in have:
         return (
             "looks like unpaired preference data (completion, label): use python -m experiments.kto for it, "
             "or give `chosen` and `rejected`"
         )
     if "prompt" in have and "completion" in have:
-        return "looks like SFT data (columns: prompt, completion): use python -m experiments.sft for it"
+        return f"looks like SFT data (columns: prompt, completion){_PAIRS}: use python -m experiments.sft for it"
     if have == ["text"]:
         return "has only `text`: use python -m experiments.pretrain for plain text"
     absent = " and ".join(f"`{c}`" for c in SIDES if c not in have)

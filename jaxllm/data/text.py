@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.core.types import UserError
+from jaxllm.data import hub
 from jaxllm.data.embedded import embedded, embedded_code, embedded_prose
 
 __all__ = [
@@ -108,7 +109,7 @@ def _checked(items: Iterator[Item], check: Callable[[Any, str], Any], on_error: 
 def _how_many(bad: int, seen: int) -> str:
     """What follows the first bad row: whether the rest is good enough to go on without."""
     if bad <= MOST_SKIPPED * seen:
-        return f"; fix that row, or leave out {bad:,} of {seen:,} rows with --config.data.on_error=skip"
+        return f" (fix that row, or leave out {bad:,} of {seen:,} rows with --config.data.on_error=skip)"
     so_far = " so far" if bad > MOST_NAMED else ""
     return f" ({bad:,} of {seen:,} rows are bad{so_far})" if bad > 1 else ""
 
@@ -148,15 +149,15 @@ def _parts(document: str, size: int = 2000) -> Iterator[str]:
 def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[Item]:
     """(where, what gives the row or whole text) of everything under `path`; UserError when that is nothing."""
     if str(path).startswith("hf:"):
-        yield from _dataset_rows(_from_hub(str(path), split), str(path))
+        yield from hub.rows(hub.load(str(path), split), str(path))
         return
     path = Path(path).expanduser()
-    if not path.exists():
+    if not _guarded(path, path.exists):
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, 1)
         raise UserError(f"{path}: no such file or directory" + (f"; did you mean {near[0]}?" if near else ""))
     if path.is_dir() and any((path / n).is_file() for n in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        yield from _dataset_rows(_from_disk(path, split), str(path))
+        yield from hub.rows(hub.from_disk(path, split), str(path))
         return
     readers = {**ROW_READERS, **(TEXT_READERS if texts else {})}
     files = sorted(p for p in path.rglob("*") if _kind(p) in readers) if path.is_dir() else [path]
@@ -165,7 +166,7 @@ def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[Item]:
     for file in files:
         if _kind(file) not in readers:
             raise UserError(f"{file}: unknown kind of file; {', '.join(readers)} can be read here")
-        if not file.is_file():  # a pipe would be waited for, a link may lead nowhere
+        if not _guarded(file, file.is_file):  # a pipe would be waited for, a link may lead nowhere
             raise UserError(f"{file}: not a file that can be read: give one, or a directory of them")
         empty = True
         for item in readers[_kind(file)](file):
@@ -333,49 +334,8 @@ def _parquet_items(path: Path) -> Iterator[Item]:
                 number += 1
                 yield f"{path} row {number}", partial(dict, row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
+        raise UserError(f"{path}: not a readable parquet file ({hub.first_line(error)})") from None
 
 
 ROW_READERS = {".jsonl": _jsonl_items, ".json": _json_items, ".parquet": _parquet_items}
 TEXT_READERS = {".txt": _text_items, ".md": _text_items}
-
-
-# ---- datasets
-
-
-def _from_disk(path: Path, split: str) -> Any:
-    import datasets
-
-    try:
-        found = datasets.load_from_disk(str(path))
-    except Exception as error:  # the library raises what its formats raise
-        raise UserError(f"{path}: not a saved dataset that can be read ({_first_line(error)})") from None
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise UserError(f"{path}: no split {split!r}; there are {', '.join(found)}")
-        return found[split]
-    return found
-
-
-def _from_hub(path: str, split: str) -> Any:
-    import datasets
-
-    name, _, config = path.removeprefix("hf:").partition(":")
-    try:
-        return datasets.load_dataset(name, config or None, split=split)
-    except Exception as error:  # offline, unknown, gated, no such split: each its own type
-        raise UserError(
-            f"{path}: the data set was not read ({type(error).__name__}: {_first_line(error)}); check the name, the "
-            f"split {split!r} and the network, or give the path of a file"
-        ) from None
-
-
-def _dataset_rows(dataset: Any, where: str) -> Iterator[Item]:
-    if len(dataset) == 0:
-        raise UserError(f"{where}: empty: there are no rows in it")
-    for i, row in enumerate(dataset):
-        yield f"{where} row {i + 1}", partial(dict, row)
-
-
-def _first_line(error: Exception) -> str:
-    return _snippet((str(error).strip() or type(error).__name__).split("\n")[0])

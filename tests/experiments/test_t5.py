@@ -126,7 +126,8 @@ def test_prefixes_and_the_rest_are_rows_too():
     with config.unlocked():
         config.objective, config.data.length = "prefix", 16
     tokenizer = denoise.with_sentinels(tokenizers.byte_tokenizer())
-    record = t5.corrupted(config, SimpleNamespace(note=print, writes=False), tokenizer, ["the moon is far and the sea is deep"] * 9, "train")
+    run = SimpleNamespace(note=print, writes=False)
+    record = t5.corrupted(config, run, tokenizer, ["the moon is far and the sea is deep"] * 9, "train")
     rows, sides = len(record["tokens"]), (record["inputs"]["tokens"].shape[1], record["tokens"].shape[1])
     assert sides == (16, 17) and (record["tokens"][:, 0] == 256).all()
     read = sum(len(np.unique(record["inputs"]["segments"][r])) for r in range(rows))

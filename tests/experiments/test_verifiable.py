@@ -31,6 +31,7 @@ def test_a_part_is_held_out(tasks):
     class Config:
         class data:
             path = tasks.where
+            on_error = "stop"
 
         seed = 0
 
