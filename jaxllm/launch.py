@@ -348,6 +348,17 @@ def _merged(params: Any, adapters: Mapping[str, Any]) -> Any:
     return {root: plain(x, adapters[root]) if root in adapters else x for root, x in params.items()}
 
 
+def _places(specs: Any, mesh: Any) -> Any:
+    """Where parameters lie on a mesh; without one, on this process's first device."""
+    import jax
+
+    from jaxllm.core import sharding, spec
+
+    if mesh is not None:
+        return spec.shardings(specs, mesh, sharding.current_rules())
+    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), specs)
+
+
 def load(
     run: str | Path, stage: str | None = None, step: int | None = None, *, default: str | None = None, mesh: Any = None,
     merged: bool = True,
@@ -360,7 +371,7 @@ def load(
     """
 
     from jaxllm.adapt import lora
-    from jaxllm.core import sharding, spec
+    from jaxllm.core import spec
     from jaxllm.data import tokenizer as tokenizers
     from jaxllm.models import families, heads
     from jaxllm.train.checkpoint import newest_meta, restore_params
@@ -372,10 +383,8 @@ def load(
     models = {root: plain if root in ("policy", "classifier") else heads.with_scalar_head(plain) for root in meta["roots"]}
     adapters = {root: lora_settings(given) for root, given in meta.get("lora", {}).items()}
     whole = {root: lora.with_lora(m, **adapters[root]) if root in adapters else m for root, m in models.items()}
-    like = None
-    if mesh is not None:
-        like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.current_rules())) for r, m in whole.items()}
-    params, meta = restore_params(where, at, like)
+    places = {root: _places(m.specs, mesh) for root, m in whole.items()}
+    params, meta = restore_params(where, at, {root: spec.abstract(m.specs, places[root]) for root, m in whole.items()})
     if merged:
         params = _merged(params, adapters)
     else:

@@ -1,12 +1,17 @@
 """Bad input gives one clear line before the first step, exit code 2, and overwrites nothing."""
 
 import json
+import shutil
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import dpo, ppo, pretrain, reward, sft
 from jaxllm import launch
 from jaxllm.core.types import UserError
+from jaxllm.train import checkpoint
 from tests.experiments.conftest import TINY, write_rows
 
 
@@ -130,3 +135,43 @@ def test_ids_outside_the_vocabulary_are_refused():
     check_columns(columns, 100)
     with pytest.raises(UserError, match="99"):
         check_columns(columns, 99)
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_anything_else(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(launch, "prepare_jax", lambda: pytest.fail("jax was started first"))
+    for where in (tmp_path / "file" / "run", Path("/proc/jaxllm/run")):
+        with pytest.raises(UserError, match=r"run directory .*run cannot be written: .*Give another --workdir"):
+            launch.start(pretrain.main, "pretrain", {}, where)
+
+
+def test_data_that_changed_since_the_checkpoint(files, tmp_path):
+    data = shutil.copy(files["text"], tmp_path / "text.jsonl")
+    given = pretrain_with(files, **{"data.path": str(data), "steps": 1})
+    launch.start(pretrain.main, "pretrain", given, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been stopped behind its last checkpoint
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with data.open("a") as file:
+        file.write(json.dumps({"text": "a line more, of many words " * 9}) + "\n")
+    with pytest.raises(UserError, match=r"data changed since the checkpoint: its fingerprint was \w{16}, now it is \w{16}"):
+        launch.start(pretrain.main, "pretrain", given, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    shutil.copy(files["text"], data)  # "Restore the old data"
+    assert launch.start(pretrain.main, "pretrain", given, tmp_path / "run")["experiment"] == "pretrain"
+
+
+def test_a_checkpoint_of_another_architecture_or_type(base, tmp_path):
+    run = shutil.copytree(base / "sft", tmp_path / "run")
+    (step,) = (p for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+    meta = json.loads((step / "meta" / "metadata").read_text())
+    meta["model"]["d_model"] = 64
+    (step / "meta" / "metadata").write_text(json.dumps(meta))
+    (step / "MANIFEST.json").unlink()
+    differ = r"of another architecture \(\d+ differ\): .*here \(\d+, 64\), there \(\d+, 32\)"
+    with pytest.raises(UserError, match=differ) as error:
+        launch.load(run)
+    assert str(error.value).count("here") == 5
+    params = launch.load(base / "sft").params
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    with pytest.raises(UserError, match="here bfloat16, there float32"):
+        checkpoint.restore_params(base / "sft", like=half)
