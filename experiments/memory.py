@@ -73,10 +73,11 @@ def check(config: Any, step: Step, held: float = 0.0) -> None:
 
 def room_of(mesh: Any, held: float = 0.0) -> float | None:
     """Bytes that each device of a mesh may hold; devices that are CPUs share what the host has left."""
-    if (limit := fit_memory.limit_of(mesh.devices.flat[0])) is not None:
-        return limit
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    if not own or (limit := fit_memory.limit_of(own[0])) is not None:
+        return limit if own else None
     left = fit_memory.host_room()
-    return None if left is None else (left + held) / mesh.size
+    return None if left is None else (left + held) / len(own)
 
 
 def needed(config: Any, step: Step) -> Need:

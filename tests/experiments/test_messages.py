@@ -255,7 +255,7 @@ def test_15_nothing_to_train_on(command, tmp_path, base):
 
 
 def test_debug_shows_where_an_error_arose(tmp_path, capsys):
-    for argv, where in (["--config.stps=1"], "settings.py"), (["--config.model.n_heads=6"], "decoder_config.py"):
+    for argv, where in (["--config.stps=1"], "settings.py"), (["--config.model.n_heads=7"], "decoder_config.py"):
         with pytest.raises(SystemExit) as stop:
             launch.run(pretrain.main, "pretrain", argv=[*argv, "--debug", f"--workdir={tmp_path / 'run'}"])
         said = capsys.readouterr().err
@@ -265,7 +265,7 @@ def test_debug_shows_where_an_error_arose(tmp_path, capsys):
 def test_a_mistake_is_answered_at_once_and_nothing_is_written(tmp_path):
     """Both kinds: one that needs no jax, and one that the model's config finds. CPU seconds, for the machine may be busy."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    for flag, bound in ("--config.modle.d_modl=4", 2.0), ("--config.model.n_heads=6", 6.0):
+    for flag, bound in ("--config.modle.d_modl=4", 2.0), ("--config.model.n_heads=7", 6.0):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         argv = [sys.executable, "-m", "experiments.pretrain", flag, f"--workdir={tmp_path / 'run'}"]
         done = subprocess.run(argv, capture_output=True, text=True, env=environ, cwd=tmp_path, timeout=120)
