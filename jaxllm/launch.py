@@ -374,11 +374,11 @@ def load(
     from jaxllm.core import spec
     from jaxllm.data import tokenizer as tokenizers
     from jaxllm.models import families, heads
-    from jaxllm.train.checkpoint import newest_meta, restore_params
+    from jaxllm.train.checkpoint import restore_params, run_meta
 
     where, at = find_stage(run, stage, default)
     at = step if step is not None else at
-    meta = newest_meta(where, at)
+    meta = run_meta(where, at)
     plain = families.make(families.from_dict(meta["model"]))
     models = {root: plain if root in ("policy", "classifier") else heads.with_scalar_head(plain) for root in meta["roots"]}
     adapters = {root: lora_settings(given) for root, given in meta.get("lora", {}).items()}

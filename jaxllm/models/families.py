@@ -34,7 +34,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(record: dict[str, Any]) -> Any:
     """The config that `to_dict` wrote, also after JSON. Raises UserError on an unknown family or field."""
     family = record.get("family")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"model family {family!r}: choose one of {', '.join(FAMILIES)}")
     module, name, _ = FAMILIES[family]
     return build(getattr(importlib.import_module(module), name), {k: v for k, v in record.items() if k != "family"})

@@ -101,15 +101,22 @@ def _abstract(x: Any) -> Any:
 
 
 def newest_meta(workdir: Path | str, step: int | None = None) -> dict:
-    """The meta of a step (default: the newest whole one). UserError when there is none, or when it is not what we write."""
-    file = _step_directory(workdir, step) / "meta" / "metadata"
+    """The meta of a step (default: the newest whole one). UserError when there is none."""
+    return json.loads((_step_directory(workdir, step) / "meta" / "metadata").read_text())
+
+
+def run_meta(workdir: Path | str, step: int | None = None) -> dict:
+    """The newest_meta of a run, whose model can be made of it. UserError when it is not what a run writes."""
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = newest_meta(workdir, step)
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{file}: not readable ({str(error)[:80]}): name another step, as in <run>@<step>") from None
+        raise UserError(f"{workdir}: the meta of its checkpoint is not readable ({str(error)[:80]}): name another step") from None
     for name, kind in META.items():
         if not isinstance(meta, dict) or not isinstance(meta.get(name), kind):
-            raise UserError(f"{file}: `{name}` is missing or no {kind.__name__}: it was not written by jaxllm, or changed since")
+            raise UserError(
+                f"{workdir}: `{name}` is missing in its checkpoint's meta, or no {kind.__name__}: it was not written by jaxllm, "
+                "or changed since; name another step"
+            )
     return meta
 
 

@@ -1,6 +1,7 @@
 """Bad input gives one clear line before the first step, exit code 2, and overwrites nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -89,11 +90,14 @@ def test_conversations_without_a_trained_token(tmp_path, base):
 
 
 def test_long_conversations_are_counted(tmp_path, base):
-    rows = [{"prompt": "say cat", "completion": "cat " * (20 if i == 3 else 1)} for i in range(24)]
+    rows = [{"prompt": "say cat", "completion": "cat " * (20 if i in (3, 8, 9) else 1)} for i in range(24)]
     path = write_rows(tmp_path / "long.jsonl", rows)
     overrides = {"steps": 1, "batch_size": 4, "init": str(base), "data.path": path, "data.length": 32, "data.held_out": 0.0}
     launch.start(sft.main, "sft", overrides, tmp_path / "run")
-    assert "truncated 1" in (tmp_path / "run" / "log.txt").read_text()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    cut = re.search(r"train: 23 examples .* truncated (\d)", log)[1]
+    assert cut in "23" and f"WARNING train: {cut} of 23 examples are longer than config.data.length and were cut: raise it" in log
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["train"]["truncated"] == int(cut)
 
 
 @pytest.mark.parametrize("module", [reward, dpo])

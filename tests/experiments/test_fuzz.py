@@ -21,7 +21,7 @@ from tests.data.corpora import GOOD, line
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 BYTES = byte_tokenizer()
-MORE = int(os.environ.get("JAXLLM_FUZZ", 0))
+MORE = int(os.environ.get("JAXLLM_FUZZ") or 0)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["", "user", "assistant"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3),
