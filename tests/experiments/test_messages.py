@@ -24,7 +24,7 @@ from jaxllm.data import text
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.models import decoder
 from jaxllm.report import run as runs
-from jaxllm.report.notebook import WORKDIR, device_lines
+from jaxllm.report.devices import WORKDIR, device_lines
 from jaxllm.train import fit_memory
 from tests.conftest import ROOT
 from tests.experiments.conftest import TINY, write_rows
