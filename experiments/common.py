@@ -29,7 +29,6 @@ from jaxllm.train import checkpoint, gates, loop, moments, optim, processes, pro
 from jaxllm.train.compiled import counted
 from jaxllm.train.step import make_train_step, split_trainable, trained_roots
 
-MOST_CUT = 0.05  # of the examples, that are cut without a warning
 NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "kto": "sft", "ppo": "sft"}
 
 
@@ -285,7 +284,7 @@ def fit_lm(
 def print_report(run: Any, what: str, report: dict) -> None:
     """One line on how data became rows, with everything that was cut or left out; kept in data_report.json."""
     reading.keep_report(run, what, report)
-    if report["truncated"] > MOST_CUT * report["examples"]:
+    if report["truncated"] > reading.MOST_CUT * report["examples"]:
         run.warn(
             f"{what}: {report['truncated']:,} of {report['examples']:,} examples are longer than config.data.length and were "
             "cut: raise it, or shorten them"

@@ -9,6 +9,7 @@ from typing import Any
 from jaxllm.data.text import checked_rows
 from jaxllm.report.files import dump, read_json, write_atomic
 
+MOST_CUT = 0.05  # of the examples, that are cut without a warning
 
 def keep_report(run: Any, what: str, report: dict) -> None:
     """Add to data_report.json."""

@@ -24,7 +24,6 @@ from jaxllm.core.types import Params, TrainState, UserError
 from jaxllm.train import processes
 
 MANIFEST = "MANIFEST.json"
-META = {"model": dict, "roots": list, "tokenizer": str, "config": dict, "step": int}  # what is read of a checkpoint's meta
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,7 @@ def _abstract(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
 
 
-def newest_meta(workdir: Path | str, step: int | None = None) -> dict:
-    """The meta of a step (default: the newest whole one). UserError when there is none."""
-    return json.loads((_step_directory(workdir, step) / "meta" / "metadata").read_text())
+META = {"model": dict, "roots": list, "tokenizer": str, "config": dict, "step": int}  # what is read of a run's meta
 
 
 def run_meta(workdir: Path | str, step: int | None = None) -> dict:
@@ -118,6 +115,11 @@ def run_meta(workdir: Path | str, step: int | None = None) -> dict:
                 "or changed since; name another step"
             )
     return meta
+
+
+def newest_meta(workdir: Path | str, step: int | None = None) -> dict:
+    """The meta of a step (default: the newest whole one). UserError when there is none."""
+    return json.loads((_step_directory(workdir, step) / "meta" / "metadata").read_text())
 
 
 def _step_directory(workdir: Path | str, step: int | None) -> Path:
