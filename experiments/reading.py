@@ -11,6 +11,7 @@ from jaxllm.report.files import dump, read_json, write_atomic
 
 MOST_CUT = 0.05  # of the examples, that are cut without a warning
 
+
 def keep_report(run: Any, what: str, report: dict) -> None:
     """Add to data_report.json."""
     if run.writes:
