@@ -1,7 +1,8 @@
 """The error messages that users meet: each says what, which value and how to fix it, and what it suggests works.
 
 One test a message: the situation gives its line and its exit code, in no test a traceback; then the fix that the line names is
-carried out. The messages of training that went wrong are in tests/train, that of a taken port in tests/experiments/serve.
+carried out. Elsewhere: 10, a loss that is not finite (tests/experiments/test_replay.py), 12, no TPU in Colab
+(tests/train/test_chips.py), and 16, a port in use (tests/experiments/serve).
 """
 
 import errno
@@ -13,7 +14,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -24,7 +24,6 @@ from jaxllm.data import text
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.models import decoder
 from jaxllm.report import run as runs
-from jaxllm.report.devices import WORKDIR, device_lines
 from jaxllm.train import fit_memory
 from tests.conftest import ROOT
 from tests.experiments.conftest import TINY, write_rows
@@ -206,18 +205,6 @@ def test_11_a_full_disk(command, tmp_path, monkeypatch):
     assert code == 74 and "No space left on device" in said and "Make room, then continue with:  python -m " in said
     again = said.split("experiments.pretrain ")[1].split()
     assert command(main, "pretrain", {}, *again)[0] == 0 and (tmp_path / "run" / "result.json").exists()
-
-
-def test_12_no_tpu_in_colab():
-    device = lambda platform, kind: SimpleNamespace(  # noqa: E731
-        platform=platform, device_kind=kind, memory_stats=lambda: {"bytes_limit": 2**34} if platform == "tpu" else None
-    )
-    cpu, tpu = device("cpu", "cpu"), device("tpu", "TPU v5 lite")
-    first, advice, disk = device_lines([cpu], "0.10", colab=True, drive=False)
-    assert first == "1 x cpu · jax 0.10" and "Runtime > Change runtime type > v5e-1 TPU" in advice and WORKDIR in disk
-    assert device_lines([tpu], "0.10", colab=True, drive=True) == ["1 x TPU v5 lite (16 GiB) · jax 0.10"], "the advice, followed"
-    assert device_lines([cpu], "0.10") == [first], "no advice elsewhere"
-    assert all(WORKDIR in p.read_text() for p in (ROOT / "notebooks").glob("*.ipynb") if "device_lines" in p.read_text())
 
 
 def test_13_a_name_on_the_hub_without_a_network(tmp_path, command, base):
