@@ -73,8 +73,8 @@ def test_skipping_leaves_out_one_in_a_hundred(tmp_path):
     path = many(tmp_path, {7: '{"prompt": ', 150: '{"prompt": "a"}'})
     rows, bad = text.checked_rows(path, chat.normalise, on_error="skip")
     assert len(rows) == 198 and rows[7][0]["content"] == "say 8"
-    assert len(bad) == 2 and bad[0].startswith(f"{path}:8:12: malformed") and bad[1].startswith(f"{path}:151 ")
-    with pytest.raises(UserError, match=r"rows\.jsonl:8:12: malformed.*out 2 of 200 rows with --config.data.on_error=skip\)$"):
+    assert len(bad) == 2 and bad[0].startswith(f"{path}:8:11: malformed") and bad[1].startswith(f"{path}:151 ")
+    with pytest.raises(UserError, match=r"rows\.jsonl:8:11: malformed.*out 2 of 200 rows with --config.data.on_error=skip\)$"):
         text.checked_rows(path, chat.normalise)
 
 
