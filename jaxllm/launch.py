@@ -348,17 +348,6 @@ def _merged(params: Any, adapters: Mapping[str, Any]) -> Any:
     return {root: plain(x, adapters[root]) if root in adapters else x for root, x in params.items()}
 
 
-def _places(specs: Any, mesh: Any) -> Any:
-    """Where parameters lie on a mesh; without one, on this process's first device."""
-    import jax
-
-    from jaxllm.core import sharding, spec
-
-    if mesh is not None:
-        return spec.shardings(specs, mesh, sharding.current_rules())
-    return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), specs)
-
-
 def load(
     run: str | Path, stage: str | None = None, step: int | None = None, *, default: str | None = None, mesh: Any = None,
     merged: bool = True,
@@ -369,9 +358,10 @@ def load(
     its params hold them under `lora`.
     UserError when there is no such checkpoint, it is damaged, or the tokenizer beside it is not the one it was trained with.
     """
+    import jax
 
     from jaxllm.adapt import lora
-    from jaxllm.core import spec
+    from jaxllm.core import sharding, spec
     from jaxllm.data import tokenizer as tokenizers
     from jaxllm.models import families, heads
     from jaxllm.train.checkpoint import restore_params, run_meta
@@ -383,8 +373,9 @@ def load(
     models = {root: plain if root in ("policy", "classifier") else heads.with_scalar_head(plain) for root in meta["roots"]}
     adapters = {root: lora_settings(given) for root, given in meta.get("lora", {}).items()}
     whole = {root: lora.with_lora(m, **adapters[root]) if root in adapters else m for root, m in models.items()}
-    places = {root: _places(m.specs, mesh) for root, m in whole.items()}
-    params, meta = restore_params(where, at, {root: spec.abstract(m.specs, places[root]) for root, m in whole.items()})
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda s: spec.shardings(s, mesh, sharding.current_rules()) if mesh else jax.tree.map(lambda _: here, s)  # noqa: E731
+    params, meta = restore_params(where, at, {root: spec.abstract(m.specs, place(m.specs)) for root, m in whole.items()})
     if merged:
         params = _merged(params, adapters)
     else:
