@@ -24,6 +24,7 @@ def get_config(variant=None):
     c.layer = config_dict.placeholder(int)  # read the states before this layer, not the last ones
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # labelled rows, of any shape of jaxllm/data/labelled.py; empty: a built-in task
+    c.data.on_error = "stop"  # at a bad row; or skip: leave out at most 1 % of the rows
     c.data.eval_path = ""  # rows kept for judging; empty: held_out of path's
     c.data.held_out = 0.2
     c.data.task = "families"  # built in, about the instr world's questions: kinds (3 labels) or families (29)

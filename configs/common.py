@@ -43,6 +43,7 @@ def text_data(c: Any, *, length: int, vocab_size: int, characters: int = 2_400_0
     """The settings of a recipe that reads plain text and may train a tokenizer on it."""
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # a file, a directory or hf:name; empty: the embedded text and the documents of the instr world
+    c.data.on_error = "stop"  # at a bad row; or skip: leave out at most 1 % of the rows
     c.data.column = "text"
     c.data.world_share = 0.65  # of the tokens, when path is empty
     c.data.characters = characters  # of embedded text at most, when path is empty

@@ -35,6 +35,7 @@ def get_config(variant=None):
     c.hyper.tau = 0.05  # discopop
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # preference rows; empty: pairs from the SFT run, judged by the simulated annotator
+    c.data.on_error = "stop"  # at a bad row; or skip: leave out at most 1 % of the rows
     c.data.eval_path = ""  # rows kept for judging; empty: a tenth of path's
     c.data.length = 64
     for key, value in VARIANTS[name].items():

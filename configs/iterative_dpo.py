@@ -26,4 +26,5 @@ def get_config(variant=None):
     c.max_new_tokens = 0  # 0: 36 in the instr world, 128 for a file
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # rows with a prompt (and answer), or preference rows, whose prompts are taken; empty: the instr world
+    c.data.on_error = "stop"  # at a bad row; or skip: leave out at most 1 % of the rows
     return c

@@ -17,5 +17,6 @@ def get_config(variant=None):
     c.undesirable_weight = 1.0  # kto: of bad rows
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # labelled rows, or pairs; empty: pairs from the SFT run, judged by the simulated annotator
+    c.data.on_error = "stop"  # at a bad row; or skip: leave out at most 1 % of the rows
     c.data.length = 64
     return c

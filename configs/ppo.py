@@ -29,6 +29,7 @@ def get_config(variant=None):
     lora(c)
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # rows with a prompt; empty: prompts of the instr world
+    c.data.on_error = "stop"  # at a bad row; or skip: leave out at most 1 % of the rows
     c.data.rows = 8192
     c.data.ptx = ""  # text for ptx_coef; empty: what pretraining has built in
     return c

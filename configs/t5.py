@@ -19,6 +19,7 @@ def get_config(variant=None):
     c.init = ""  # a T5 run, <dir>[@step], to go on from; empty: from scratch
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # text; for text2text rows with input, target and perhaps task; empty: built-in data
+    c.data.on_error = "stop"  # at a bad row; or skip: leave out at most 1 % of the rows
     c.data.length = 64 if name == "tiny" else model.max_length  # of inputs; span corruption fills it
     c.data.held_out = 0.02
     if multitask:

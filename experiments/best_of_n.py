@@ -60,7 +60,7 @@ def write_best(run, tasks, texts, proxy):
 
 def draw_and_score(config, run):
     """(where it starts, tasks, texts [p, n], proxy, gold float [p, n]) of prompts whose completions all have scores."""
-    tasks = verifiable.load_tasks(config.data.path, config.prompts, config.seed + 8, "test")
+    tasks = verifiable.load_tasks(config.data.path, config.prompts, config.seed + 8, "test", verifiable.reader(config, run))
     functions, weights = verifiable.parse_rewards(config.rewards, tasks)
     order = np.random.default_rng(config.seed).permutation(len(tasks.rows))
     chosen, others = order[: config.prompts], order[config.prompts :]

@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import common, pretrain
+from experiments import common, pretrain, reading
 from jaxllm import launch
 from jaxllm.convert import hf
 from jaxllm.core import sharding
 from jaxllm.core.types import UserError
-from jaxllm.data import labelled, masking, text
+from jaxllm.data import labelled, masking
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.losses import classify
 from jaxllm.models import encoder, pooled
@@ -48,12 +48,12 @@ def of_questions(column):
 TASKS = {"kinds": of_questions("kind"), "families": of_questions("family")}
 
 
-def labelled_rows(config):
+def labelled_rows(config, run):
     """(training rows, held-out rows, where they come from)."""
     c = config.data
     if c.path:
-        rows = text.read_rows(c.path)
-        return *((rows, text.read_rows(c.eval_path)) if c.eval_path else common.hold_out(rows, c.held_out, config.seed)), c.path
+        rows, kept = (reading.checked(config, run, p, labelled.check_row) if p else [] for p in (c.path, c.eval_path))
+        return *((rows, kept) if kept else common.hold_out(rows, c.held_out, config.seed)), c.path
     if c.task not in TASKS:
         raise UserError(f"config.data.task={c.task!r}: choose one of {', '.join(TASKS)}")
     return *TASKS[c.task](c.rows, c.eval_rows, config.seed), f"the task {c.task}"
@@ -126,7 +126,7 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
 def main(config, run):
     if config.mode not in MODES:
         raise UserError(f"config.mode={config.mode!r}: choose one of {', '.join(MODES)}")
-    rows, kept_rows, where = labelled_rows(config)
+    rows, kept_rows, where = labelled_rows(config, run)
     common.check_batch(config, len(rows))
     with common.open_mesh(config) as mesh:
         trunk, trained, tokenizer = trunk_of(config, rows, mesh)

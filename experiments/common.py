@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import replay, speed, teach
+from experiments import reading, replay, speed, teach
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.core import ops, sharding, spec, tree
@@ -22,7 +22,7 @@ from jaxllm.data import chat
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.data.loader import check_state, make_loader
 from jaxllm.data.pairs import normalise_pair
-from jaxllm.data.text import read_rows
+from jaxllm.data.text import checked_rows
 from jaxllm.losses import lm
 from jaxllm.models import families
 from jaxllm.report.console import progress
@@ -291,9 +291,11 @@ def fit_lm(
     """
     check_length(model, config.data.length, "config.data.length")
     check_batch(config, len(rows["tokens"]))
-    from experiments import auto_remat
+    from experiments import auto_remat, memory  # they trace and compile steps as the functions here make them
 
     auto_remat.note(config, run)
+    step = memory.Step(model, root, trainable, loss_fn, rows, tx and tx[0])
+    memory.check(config, step, held=sum(x.nbytes for x in jax.tree.leaves(params)))
     tx, schedule = tx or optimizer(config)
     state, frozen = new_state({root: params}, tx, mesh, trainable)
     loss_fn = loss_fn or lm.loss(teach.at("model", model))
@@ -318,11 +320,18 @@ def fit_lm(
 
 
 def print_report(run: Any, what: str, report: dict) -> None:
-    """One line on how data became rows, with everything that was cut or left out."""
+    """One line on how data became rows, with everything that was cut or left out; kept in data_report.json."""
+    reading.keep_report(run, what, report)
+    if report["truncated"] > reading.MOST_CUT * report["examples"]:
+        run.warn(
+            f"{what}: {report['truncated']:,} of {report['examples']:,} examples are longer than config.data.length and were "
+            "cut: raise it, or shorten them"
+        )
     run.note(
         f"{what}: {report['examples']:,} examples in {report['rows']:,} rows, {report['tokens']:,} tokens "
         f"({report['trained_tokens']:,} trained), fill {report['fill']:.0%}, truncated {report['truncated']}, "
         f"dropped {report['dropped']}, without a trained token {report['untrained']}"
+        + (f", equal sides {report['identical']}" if report.get("identical") else "")
     )
 
 
@@ -357,8 +366,8 @@ def eval_batches(columns: Any, batch_size: int, mesh: Any, most: int = 16):
 def preference_rows(config: Any, run: Any) -> tuple[list, list, str, str]:
     """(train rows, held-out rows, where they come from, the SFT run to start from). The user's file is read first."""
     where = config.data.path
-    rows = named_pairs(where) if where else []
-    kept = named_pairs(config.data.eval_path) if config.data.eval_path else []
+    rows = reading.checked(config, run, where, normalise_pair) if where else []
+    kept = reading.checked(config, run, config.data.eval_path, normalise_pair) if config.data.eval_path else []
     check_batch(config, len(rows) or config.batch_size)
     start = need("sft", config.init, config, run)
     if where:
@@ -374,7 +383,7 @@ def preference_rows(config: Any, run: Any) -> tuple[list, list, str, str]:
 
 def named_pairs(path: str | Path) -> list[dict]:
     """Preference rows of a file; errors name the file and the row."""
-    return [normalise_pair(r, f"{path} row {i + 1}") for i, r in enumerate(read_rows(path))]
+    return checked_rows(path, normalise_pair)[0]
 
 
 def same_tokenizer(policy: Any, judge: Any) -> None:
@@ -387,8 +396,8 @@ def same_tokenizer(policy: Any, judge: Any) -> None:
         )
 
 
-def rows_of(config: Any, own: Callable[[], list[dict]]) -> tuple[list[dict], str]:
-    """(rows, where they come from): the file of config.data.path, or the built-in ones."""
+def rows_of(config: Any, run: Any, check: Callable[[Any, str], Any], own: Callable[[], list[dict]]) -> tuple[list[Any], str]:
+    """(check(row, where) of every row, where they come from): the file of config.data.path, or the built-in ones."""
     if not config.data.path:
-        return own(), "the instr world"
-    return read_rows(config.data.path), str(config.data.path)
+        return [check(row, f"the instr world, row {i + 1}") for i, row in enumerate(own())], "the instr world"
+    return reading.checked(config, run, config.data.path, check), str(config.data.path)

@@ -53,7 +53,7 @@ def main(config, run):
     with common.open_mesh(config) as mesh:
         base = launch.load(start, default="sft", mesh=mesh)
         columns, report = pairs.encode_pairs(base.tokenizer, train, config.data.length)
-        pack.check_report(report, where)
+        pack.check_report(report, where, base.tokenizer)
         columns = common.trimmed(columns)
         common.print_report(run, where, report)
         common.check_length(base.model, config.data.length, "config.data.length")

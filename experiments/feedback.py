@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import common, completions, dpo, verifiable
+from experiments import completions, dpo, reading, verifiable
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
-from jaxllm.data.text import read_rows
+from jaxllm.data.pairs import normalise_pair
+from jaxllm.data.text import first_row
 from jaxllm.generate.rewards import combine
 from jaxllm.losses import preference
 from jaxllm.train import rounds
@@ -23,14 +24,13 @@ SELECT = {"best_and_worst": rounds.best_and_worst, "best_and_other": rounds.best
 HELD_OUT = 256
 
 
-def tasks_of(config: Any) -> tuple[verifiable.Tasks, verifiable.Tasks]:
+def tasks_of(config: Any, run: Any) -> tuple[verifiable.Tasks, verifiable.Tasks]:
     """(train, held out): tasks of the instr world, problems with answers, or the prompts of rows without any."""
     if not config.data.path:
-        return verifiable.split_tasks(config, config.prompts, HELD_OUT)
-    first = read_rows(config.data.path)[0]
-    if "answer" in first:
-        return verifiable.split_tasks(config, config.prompts, HELD_OUT)
-    found = prompts_of(config.data.path)
+        return verifiable.split_tasks(config, run, config.prompts, HELD_OUT)
+    if "answer" in first_row(config.data.path):
+        return verifiable.split_tasks(config, run, config.prompts, HELD_OUT)
+    found = reading.checked(config, run, config.data.path, prompt_of)
     shown = [{"prompt": p if isinstance(p, str) else p[-1]["content"]} for p in found]
     tasks = verifiable.Tasks(found, shown, [""] * len(found), str(config.data.path))
     order = np.random.default_rng(config.seed).permutation(len(found))
@@ -38,16 +38,15 @@ def tasks_of(config: Any) -> tuple[verifiable.Tasks, verifiable.Tasks]:
     return verifiable.some(tasks, order[n:]), verifiable.some(tasks, order[:n])
 
 
-def prompts_of(path: str) -> list[Any]:
-    """The prompts of preference rows (their completions are not read) or of rows with `prompt`."""
-    rows = read_rows(path)
-    if {"chosen", "rejected"} <= set(rows[0]):
-        return [pair["prompt"] for pair in common.named_pairs(path)]
-    for i, row in enumerate(rows):
-        if "prompt" not in row:
-            have = ", ".join(row)
-            raise UserError(f"{path} row {i + 1}: fresh completions need a `prompt` (or `chosen` and `rejected`), it has {have}")
-    return [row["prompt"] for row in rows]
+def prompt_of(row: dict, where: str) -> Any:
+    """The prompt of a preference row (its completions are not read) or of a row with `prompt`."""
+    if {"chosen", "rejected"} <= set(row):
+        return normalise_pair(row, where)["prompt"]
+    if row.get("prompt") is None:
+        have = ", ".join(row)
+        raise UserError(f"{where}: fresh completions need a `prompt` (or `chosen` and `rejected`), it has {have}")
+    chat.as_messages(row["prompt"], "user", f"{where}, prompt")
+    return row["prompt"]
 
 
 def gold_scores(tasks: verifiable.Tasks, done: completions.Completions, repeats: int) -> np.ndarray | None:

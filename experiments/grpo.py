@@ -260,7 +260,7 @@ def make_step(config, base, own, tx, state, functions, longest):
 
 def main(config, run):
     check(config)
-    train, held_out = verifiable.split_tasks(config, min(8192, config.batch_size * config.steps), EVALUATED)
+    train, held_out = verifiable.split_tasks(config, run, min(8192, config.batch_size * config.steps), EVALUATED)
     functions, weights = verifiable.parse_rewards(config.rewards, train)
     score = partial(verifiable.score_texts, functions, weights)
     common.check_batch(config, len(train.prompts))

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import jax
 
-from experiments import common
+from experiments import common, reading
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import pack, unpaired
-from jaxllm.data.text import read_rows
 from jaxllm.losses import preference
 from jaxllm.train import gates
 from jaxllm.train.annotate import map_batches
@@ -36,8 +35,8 @@ def objective(config):
 def labelled_rows(config, run):
     """(rows, where they come from, the SFT run to start from). The user's file is read first."""
     path = config.data.path
-    given = read_rows(path) if path else []
-    rows = [r for i, row in enumerate(given) for r in unpaired.normalise_rows(row, f"{path} row {i + 1}")]
+    given = reading.checked(config, run, path, unpaired.normalise_rows) if path else []
+    rows = [row for pair in given for row in pair]
     common.check_batch(config, len(rows) or config.batch_size)
     start = common.need("sft", config.init, config, run)
     if path:
@@ -60,7 +59,7 @@ def main(config, run):
     with common.open_mesh(config) as mesh:
         base = launch.load(start, default="sft", mesh=mesh)
         columns, report = unpaired.encode_unpaired(base.tokenizer, rows, config.data.length)
-        pack.check_report(report, where)
+        pack.check_report(report, where, base.tokenizer)
         common.print_report(run, where, report)
         run.note(f"{report['good']:,} good rows, {report['bad']:,} bad ones")
         common.check_length(base.model, config.data.length, "config.data.length")

@@ -66,7 +66,7 @@ def main(config, run):
     trunk = encoder.make(common.model_config(config, encoder.EncoderConfig, tokenizer.vocab_size))
     run.note(f"model: {encoder.published_count(trunk.config):,} parameters, vocabulary of {tokenizer.vocab_size:,}")
     columns, report = objective.rows(tokenizer, train, length, config.seed)
-    pack.check_report(report, config.data.path or "the embedded text")
+    pack.check_report(report, config.data.path or "the embedded text", tokenizer)
     common.print_report(run, "train", report)
     kept, _ = objective.rows(tokenizer, held_out or train, length, config.seed)
     unigram = masking.unigram_loss(columns, kept, tokenizer.vocab_size)

@@ -22,7 +22,7 @@ from jaxllm import launch
 from jaxllm.core import tree
 from jaxllm.core.ops import model_logps
 from jaxllm.core.types import Mean, UserError, mean_of
-from jaxllm.data import chat, pack, text
+from jaxllm.data import chat, pack
 from jaxllm.losses import policy, reward
 from jaxllm.models import heads
 from jaxllm.train import gates, processes
@@ -51,23 +51,29 @@ def check(config):
         raise UserError(f"config.minibatches={config.minibatches} does not divide config.batch_size={config.batch_size}")
 
 
-def prompts_of(config):
+def prompt_of(row, where):
+    """The prompt of a row, text or messages."""
+    if row.get("prompt") is None:
+        raise UserError(f"{where}: PPO needs a `prompt` column, the row has {', '.join(row)}")
+    chat.as_messages(row["prompt"], "user", f"{where}, prompt")
+    return row["prompt"]
+
+
+def prompts_of(config, run):
     """(prompts, where they come from): rows with `prompt`, or tasks of the instr world."""
-    rows, where = common.rows_of(config, lambda: instr.tasks("train", config.data.rows, seed=config.seed + 7))
-    for i, row in enumerate(rows):
-        if "prompt" not in row:
-            raise UserError(f"{where} row {i + 1}: PPO needs a `prompt` column, the row has {', '.join(row)}")
-    return [r["prompt"] for r in rows], where
+    return common.rows_of(
+        config, run, prompt_of, lambda: instr.tasks("train", config.data.rows, seed=config.seed + 7)
+    )
 
 
 def pretraining_text(config, run, tokenizer, rows):
     """Packed pretraining text as `rows` rows, drawn again where there is less: columns that travel beside the prompts."""
     where = config.data.ptx
-    documents = text.read_text(where) if where else pretrain.embedded(400_000, 0.65, config.seed)
+    documents = pretrain.documents_of(config, run, where) if where else pretrain.embedded(400_000, 0.65, config.seed)
     length = config.max_prompt + config.max_new_tokens
     examples = [e for d in documents for e in pack.split_long(chat.encode_document(tokenizer, d), length)]
     columns, report = pack.pack(examples, length)
-    pack.check_report(report, where or "pretraining text")
+    pack.check_report(report, where or "pretraining text", tokenizer)
     common.print_report(run, "pretraining text", report)
     return common.take(columns, np.random.default_rng(config.seed).integers(0, report["rows"], rows))
 
@@ -162,7 +168,7 @@ def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
 
 def main(config, run):
     check(config)
-    texts, where = prompts_of(config)
+    texts, where = prompts_of(config, run)
     common.check_batch(config, len(texts))
     start = common.need("sft", config.init, config, run)
     reward_run = common.need("reward", config.reward_model, config, run, init=start)

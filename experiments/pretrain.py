@@ -6,7 +6,7 @@ python -m experiments.pretrain --config=configs/pretrain.py:gpt2 --config.data.p
 
 from __future__ import annotations
 
-from experiments import common
+from experiments import common, memory, reading
 from jaxllm import launch
 from jaxllm.data import chat, pack, text
 from jaxllm.data import tokenizer as tokenizers
@@ -17,10 +17,18 @@ from jaxllm.worlds import instr
 def corpus(config, run):
     """(training documents, held-out documents): the config's path, or embedded text and the instr world's documents."""
     c = config.data
-    documents = text.read_text(c.path, column=c.column) if c.path else embedded(c.characters, c.world_share, config.seed)
+    own = lambda: embedded(c.characters, c.world_share, config.seed)  # noqa: E731
+    documents = documents_of(config, run, c.path, c.column) if c.path else own()
     train, held_out = text.split_by_hash(documents, held_out=c.held_out)
     run.note(f"text: {len(train):,} documents to train on, {len(held_out):,} held out, {sum(map(len, train)):,} characters")
     return train, held_out
+
+
+def documents_of(config, run, path, column="text"):
+    """The documents of a file; rows that are bad end the run or are left out, as config.data.on_error says."""
+    documents, bad = text.checked_text(path, column=column, on_error=config.data.on_error)
+    reading.left_out(run, path, bad, len(documents) + len(bad))
+    return documents
 
 
 def embedded(characters: int, world_share: float, seed: int) -> list[str]:
@@ -53,15 +61,18 @@ def rows(config, run, tokenizer, documents, what):
     """Packed rows of whole documents; long ones are split, and no token is lost."""
     examples = [e for d in documents for e in pack.split_long(chat.encode_document(tokenizer, d), config.data.length)]
     columns, report = pack.pack(examples, config.data.length)
-    pack.check_report(report, config.data.path or what)
+    pack.check_report(report, config.data.path or what, tokenizer)
     common.print_report(run, what, report)
     return columns, report
 
 
 def main(config, run):
     # what cannot work is said before the text is read
-    decoder.validate(common.model_config(config, decoder.DecoderConfig, config.vocab_size))
+    shape = common.model_config(config, decoder.DecoderConfig, config.vocab_size)
+    decoder.validate(shape)
     common.check_batch(config, config.batch_size)
+    common.check_length(decoder.make(shape), config.data.length, "config.data.length")
+    memory.check(config, memory.Step(decoder.make(shape)))
     train, held_out = corpus(config, run)
     tokenizer = tokenizer_of(config, train)
     model = decoder.make(common.model_config(config, decoder.DecoderConfig, tokenizer.vocab_size))

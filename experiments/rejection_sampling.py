@@ -113,7 +113,7 @@ def make_evaluate(config, base, tasks, prompts, new, score):
 def main(config, run):
     check(config)
     verifiable.one_process()
-    tasks, held_out = verifiable.split_tasks(config, config.prompts, EVALUATED)
+    tasks, held_out = verifiable.split_tasks(config, run, config.prompts, EVALUATED)
     functions, weights = verifiable.parse_rewards(config.rewards, tasks)
     score = partial(verifiable.score_texts, functions, weights)
     start = verifiable.start_of(config, run, tasks)

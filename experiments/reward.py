@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common
+from experiments import common, reading
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import pack, pairs
 from jaxllm.data.ranked import as_pairs, encode_ranked, is_ranked, normalise_ranked
-from jaxllm.data.text import read_rows
+from jaxllm.data.text import first_row
 from jaxllm.evals import reward_checks
 from jaxllm.losses import reward
 from jaxllm.models import heads
@@ -33,11 +33,9 @@ RANKINGS = {"kwise": reward.kwise, "plackett_luce": reward.plackett_luce}
 def rows_of(config, run):
     """(train rows, held-out rows, where they come from, the SFT run to start from) of pairs or rankings."""
     path, eval_path = config.data.path, config.data.eval_path
-    rows = read_rows(path) if path else []
-    if not rows or not is_ranked(rows[0]):
+    if not path or not is_ranked(first_row(path)):
         return common.preference_rows(config, run)
-    named = lambda rows, path: [normalise_ranked(r, f"{path} row {i + 1}") for i, r in enumerate(rows)]  # noqa: E731
-    rows, kept = named(rows, path), named(read_rows(eval_path), eval_path) if eval_path else []
+    rows, kept = (reading.checked(config, run, p, normalise_ranked) if p else [] for p in (path, eval_path))
     common.check_batch(config, len(rows))
     start = common.need("sft", config.init, config, run)
     return *((rows, kept) if kept else common.hold_out(rows, 0.1, config.seed)), path, start
@@ -106,7 +104,7 @@ def main(config, run):
         model = heads.with_scalar_head(base.model)
         columns, report = columns_of(base.tokenizer, train, config.data.length)
         eval_columns, _ = columns_of(base.tokenizer, held_out, config.data.length)
-        pack.check_report(report, where)
+        pack.check_report(report, where, base.tokenizer)
         columns = trimmed(columns)
         common.print_report(run, where, report)
         common.check_length(base.model, config.data.length, "config.data.length")

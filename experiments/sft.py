@@ -17,16 +17,16 @@ def encode(config, run, tokenizer, conversations, where, what):
     """Packed rows of conversations."""
     examples = [chat.encode_chat(tokenizer, messages) for messages in conversations]
     columns, report = pack.pack(examples, config.data.length)
-    pack.check_report(report, where)
+    pack.check_report(report, where, tokenizer)
     common.print_report(run, what, report)
     return columns, report
 
 
 def main(config, run):
-    rows, where = common.rows_of(config, lambda: instr.demonstrations(config.data.rows, seed=config.seed))
-    conversations = [chat.normalise(r, f"{where} row {i + 1}") for i, r in enumerate(rows)]
+    own_rows = lambda: instr.demonstrations(config.data.rows, seed=config.seed)  # noqa: E731
+    conversations, where = common.rows_of(config, run, chat.normalise, own_rows)
     turns = max((sum(m["role"] == "user" for m in c) for c in conversations), default=1)
-    common.check_batch(config, len(rows))
+    common.check_batch(config, len(conversations))
     train, held_out = common.hold_out(conversations, config.data.held_out, config.seed)
     start = common.need("pretrain", config.init, config, run)
     with common.open_mesh(config) as mesh:

@@ -79,7 +79,7 @@ def main(config, run):
     # what cannot work is said before the text is read
     encdec.validate(common.model_config(config, encdec.EncDecConfig, config.vocab_size))
     common.check_batch(config, config.batch_size)
-    tasks = text2text.tasks_of(config) if config.objective == "text2text" else None
+    tasks = text2text.tasks_of(config, run) if config.objective == "text2text" else None
     texts, rows_with = text_rows(config, run) if tasks is None else task_rows(config, run, tasks)
     with common.open_mesh(config) as mesh:
         tokenizer, model, params = begin(config, run, texts, mesh)

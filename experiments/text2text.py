@@ -7,11 +7,10 @@ import collections
 import jax
 import numpy as np
 
-from experiments import common
+from experiments import common, reading
 from jaxllm.core import sharding
 from jaxllm.core.types import UserError
 from jaxllm.data import denoise, pack
-from jaxllm.data.text import read_rows
 from jaxllm.generate import decode
 from jaxllm.worlds import text2text
 
@@ -24,7 +23,13 @@ def packed(config, run, tokenizer, pairs, target_length, what):
     return record
 
 
-def tasks_of(config):
+def task_row(row, where):
+    """The row, when it is a pair of texts."""
+    denoise.text_pair(row, where)
+    return row
+
+
+def tasks_of(config, run):
     """task -> (train pairs of texts, test pairs): rows of a file, a share of them held out, or the built-in tasks."""
     c = config.data
     if not c.path:
@@ -32,8 +37,7 @@ def tasks_of(config):
         found = {name: (rows, test[name]) for name, rows in text2text.mixture("train", seed=config.seed).items()}
     else:
         grouped = collections.defaultdict(list)
-        for i, row in enumerate(read_rows(c.path)):
-            denoise.text_pair(row, f"{c.path} row {i + 1}")
+        for row in reading.checked(config, run, c.path, task_row):
             grouped[str(row.get("task") or "all")].append(row)
         split = {name: common.hold_out(rows, c.held_out, config.seed) for name, rows in grouped.items()}
         found = {name: (train, test[: c.test]) for name, (train, test) in split.items()}

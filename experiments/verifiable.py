@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import common, completions
+from experiments import common, completions, reading
 from jaxllm.core.types import UserError
 from jaxllm.data import chat, problems
 from jaxllm.generate.rewards import answers, code, combine, text
@@ -30,13 +31,13 @@ class Tasks(NamedTuple):
     where: str
 
 
-def load_tasks(path: str, most: int, seed: int, split: str = "train") -> Tasks:
-    """The problems of a file, or `most` tasks of the instr world."""
+def load_tasks(path: str, most: int, seed: int, split: str = "train", read: Callable = problems.read_problems) -> Tasks:
+    """The problems of a file, as read(path) gives them, or `most` tasks of the instr world."""
     if not path:
         rows = instr.tasks(split, most, seed=seed)
         golds = [{"prompt": r["prompt"], "gold": r["answer"], "task": r} for r in rows]
         return Tasks([r["prompt"] for r in rows], golds, [""] * most, "the instr world")
-    found = problems.read_problems(path)
+    found = read(path)
     rows = [{**p.row, "prompt": p.prompt[-1]["content"], "gold": p.gold} for p in found]
     return Tasks([p.prompt for p in found], rows, [p.solution for p in found], str(path))
 
@@ -46,9 +47,14 @@ def some(tasks: Tasks, index: Any) -> Tasks:
     return Tasks(*([column[i] for i in index] for column in tasks[:3]), tasks.where)
 
 
-def split_tasks(config: Any, most: int, held_out: int) -> tuple[Tasks, Tasks]:
+def reader(config: Any, run: Any) -> Callable[[str], list[problems.Problem]]:
+    """read(path) -> problems, bad rows treated as config.data.on_error says."""
+    return lambda path: reading.checked(config, run, path, problems.problem)
+
+
+def split_tasks(config: Any, run: Any, most: int, held_out: int) -> tuple[Tasks, Tasks]:
     """(train, held out): of a file a tenth, at most `held_out` rows; of the instr world its test split."""
-    train = load_tasks(config.data.path, most, config.seed + 7)
+    train = load_tasks(config.data.path, most, config.seed + 7, read=reader(config, run))
     if not config.data.path:
         return train, load_tasks("", held_out, config.seed + 8, "test")
     order = np.random.default_rng(config.seed).permutation(len(train.prompts))

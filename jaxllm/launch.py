@@ -238,6 +238,10 @@ def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) 
         where = f" ({_free(workdir)})" if workdir and "free under" not in str(error) else ""
         say(f"error: the disk failed: {error}{where}. Make room, then continue with:  {command}", stream=sys.stderr)
         return 74
+    from jaxllm.train import fit_memory
+
+    if (said := fit_memory.exhausted(error)) is not None:
+        return _user_error(UserError(said))
     if not debug:
         _say_traceback()
     where = _write_crash(workdir, command)
@@ -373,24 +377,24 @@ def load(
     its params hold them under `lora`.
     UserError when there is no such checkpoint, it is damaged, or the tokenizer beside it is not the one it was trained with.
     """
+    import jax
 
     from jaxllm.adapt import lora
     from jaxllm.core import sharding, spec
     from jaxllm.data import tokenizer as tokenizers
     from jaxllm.models import families, heads
-    from jaxllm.train.checkpoint import newest_meta, restore_params
+    from jaxllm.train.checkpoint import restore_params, run_meta
 
     where, at = find_stage(run, stage, default)
     at = step if step is not None else at
-    meta = newest_meta(where, at)
+    meta = run_meta(where, at)
     plain = families.make(families.from_dict(meta["model"]))
     models = {root: plain if root in ("policy", "classifier") else heads.with_scalar_head(plain) for root in meta["roots"]}
     adapters = {root: lora_settings(given) for root, given in meta.get("lora", {}).items()}
     whole = {root: lora.with_lora(m, **adapters[root]) if root in adapters else m for root, m in models.items()}
-    like = None
-    if mesh is not None:
-        like = {r: spec.abstract(m.specs, spec.shardings(m.specs, mesh, sharding.current_rules())) for r, m in whole.items()}
-    params, meta = restore_params(where, at, like)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda s: spec.shardings(s, mesh, sharding.current_rules()) if mesh else jax.tree.map(lambda _: here, s)  # noqa: E731
+    params, meta = restore_params(where, at, {root: spec.abstract(m.specs, place(m.specs)) for root, m in whole.items()})
     if merged:
         params = _merged(params, adapters)
     else:
@@ -398,8 +402,8 @@ def load(
     tokenizer = tokenizers.load(where / "tokenizer")
     if (found := tokenizers.fingerprint(tokenizer)) != meta["tokenizer"]:
         raise UserError(
-            f"{where / 'tokenizer'}: its hash {found[:12]} is not the {meta['tokenizer'][:12]} that the checkpoint was trained "
-            "with: put the run's own tokenizer back"
+            f"{where / 'tokenizer'}: its hash {found[:12]} ({tokenizer.vocab_size} ids) is not the {meta['tokenizer'][:12]} "
+            f"({meta['model']['vocab_size']} ids) that the checkpoint was trained with: put the run's own tokenizer back"
         )
     root = "policy" if "policy" in models else meta["roots"][0]
     return Loaded(models[root], params, tokenizer, meta["config"], meta, where, int(meta["step"]))

@@ -58,10 +58,17 @@ def config_path(experiment: str) -> Path:
     return CONFIGS / f"{experiment.replace('.', '/')}.py"
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no system has a file of this name
+        return False
+
+
 def load_config(path: Path | str, variant: str | None = None) -> Any:
     """The ConfigDict of a config file; ValueError names the file and what is wrong with it."""
     path = Path(path)
-    if not path.is_file():
+    if not _is_file(path):
         beside = sorted(path.parent.glob("*.py")) or sorted(CONFIGS.glob("*.py"))
         near = difflib.get_close_matches(path.stem, [p.stem for p in beside], 1)
         hint = f" Did you mean configs/{near[0]}.py?" if near else f" Configs are in {CONFIGS}."
@@ -260,7 +267,7 @@ def _config_of(items: list[Item], experiment: str) -> tuple[Any, str]:
     given = [item.value or "" for item in items if item.name == "config"]
     text = given[-1] if given else str(config_path(experiment))
     path, _, variant = text.partition(":")
-    if not Path(path).is_file() and (CONFIGS.parent / path).is_file():
+    if not _is_file(Path(path)) and _is_file(CONFIGS.parent / path):
         path = str(CONFIGS.parent / path)  # configs/sft.py is meant from wherever the command runs
     return load_config(path, variant or None), f"{path}:{variant}" if variant else path
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -190,6 +191,13 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 def prompt_ids(tokenizer: Tokenizer, prompt: str | Messages) -> np.ndarray:
     """int32 [m]: a user's text, or a conversation, and the opening of the assistant's turn."""
     return encode_chat(tokenizer, as_messages(prompt, "user", "prompt"), generation_prompt=True).tokens
+
+
+def spelled(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """The text of ids with the special ones by their names: "<|user|>Hi<|end|>"."""
+    names = {i: f"<|{name}|>" for name, i in tokenizer.specials.items()}
+    runs = itertools.groupby(ids, lambda i: i in names)
+    return "".join("".join(names[i] for i in run) if special else tokenizer.decode(list(run)) for special, run in runs)
 
 
 def template_text(tokenizer: Tokenizer) -> str:

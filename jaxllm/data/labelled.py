@@ -36,9 +36,11 @@ class Labelled(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """needs: the columns of a row; encode(tokenizer, rows, where, length, names) -> Labelled; labels(columns) -> int [m]."""
+    """needs: the columns of a row; check(row, where) raises UserError;
+    encode(tokenizer, rows, where, length, names) -> Labelled; labels(columns) -> int [m]."""
 
     needs: tuple[str, ...]
+    check: Callable[[dict, str], Any]
     encode: Callable[..., Labelled]
     labels: Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -51,6 +53,12 @@ def kind_of(row: Any, where: str) -> str:
             return name
     shapes = "; ".join(", ".join(kind.needs) for kind in KINDS.values())
     raise UserError(f"{where}: no labelled row (its columns: {', '.join(sorted(have)) or 'none'}): give one of: {shapes}")
+
+
+def check_row(row: Any, where: str) -> dict:
+    """The row, when it is one of KINDS. UserError naming `where` when it is not."""
+    KINDS[kind_of(row, where)].check(row, where)
+    return row
 
 
 def encode(
@@ -66,6 +74,7 @@ def encode(
     for i, row in enumerate(rows):
         if missing := [c for c in KINDS[kind].needs if row.get(c) is None]:
             raise UserError(f"{where} row {i + 1}: no column {missing[0]!r}, which row 1 has: one kind of row a file, please")
+        KINDS[kind].check(row, f"{where} row {i + 1}")
     return kind, KINDS[kind].encode(tokenizer, rows, where, length, names)
 
 
@@ -73,10 +82,8 @@ def encode(
 
 
 def label_names(labels: Sequence[Any], where: str) -> tuple[Label, ...]:
-    """The distinct labels in order. UserError on a type that is none, on mixed types and on fewer than 2 labels."""
+    """The distinct labels in order. UserError on mixed types and on fewer than 2 labels."""
     for i, label in enumerate(labels):
-        if isinstance(label, bool) or not isinstance(label, str | int):
-            raise UserError(f"{where} row {i + 1}: label {label!r} is a {type(label).__name__}: text or a whole number is needed")
         if type(label) is not type(labels[0]):
             raise UserError(f"{where} row {i + 1}: label {label!r} is not of the type of row 1's {labels[0]!r}: use one type")
     names = tuple(sorted(set(labels)))
@@ -94,19 +101,71 @@ def _label_ids(labels: Sequence[Any], names: Sequence[Label] | None, where: str)
     return np.array([ids[label] for label in labels], np.int32), names
 
 
+# ---- checks of a row
+
+
+def _check_label(label: Any, where: str) -> None:
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise UserError(f"{where}: label {label!r} is a {type(label).__name__}: text or a whole number is needed")
+
+
+def _check_blank(row: dict, column: str, where: str) -> None:
+    text = row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{where}: {column} must be text that is not blank, found {str(text)[:40]!r}")
+
+
+def _check_text(row: dict, where: str) -> None:
+    for column in ("text", "text_b") if row.get("text_b") is not None else ("text",):
+        _check_blank(row, column, where)
+    _check_label(row["label"], where)
+
+
+def _check_words(row: dict, where: str) -> None:
+    words, labels = row["words"], row["labels"]
+    if not isinstance(words, list) or not isinstance(labels, list) or not all(isinstance(w, str) for w in words):
+        raise UserError(f"{where}: words and labels must be lists, the words of text")
+    if len(words) != len(labels) or not words:
+        raise UserError(f"{where}: {len(words)} words and {len(labels)} labels: one label a word is needed, and a word at least")
+    for label in labels:
+        _check_label(label, where)
+
+
+def _check_choice(row: dict, where: str) -> None:
+    choices, label = row["choices"], row["label"]
+    _check_blank(row, "text", where)
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
+        raise UserError(f"{where}: choices must be a list of 2 texts or more")
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(choices):
+        raise UserError(f"{where}: label {label!r} is no index of its {len(choices)} choices (0 to {len(choices) - 1})")
+
+
+def _answer(row: dict, where: str) -> tuple[str, list[str], tuple[int, int]]:
+    """(question, the context's words, the answer's first and last word)."""
+    question, context, answer = row["question"], row["context"], row["answer"]
+    if not all(isinstance(x, str) and x.strip() for x in (question, context, answer)):
+        raise UserError(f"{where}: question, context and answer must be text that is not blank")
+    start = context.find(answer) if row.get("start") is None else row["start"]
+    if not isinstance(start, int) or start < 0 or context[start : start + len(answer)] != answer:
+        raise UserError(f"{where}: the answer {answer[:40]!r} does not stand in the context at {start}")
+    words = context.split()
+    before = len(context[:start].split()) - (start > 0 and not context[start - 1].isspace() and not answer[0].isspace())
+    return question, words, (before, len(context[: start + len(answer)].split()) - 1)
+
+
 # ---- the four shapes
 
 
 def _sequence(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Any) -> Labelled:
     label, names = _label_ids([row["label"] for row in rows], names, where)
-    texts = [(_text(row, "text", where, i), _text(row, "text_b", where, i)) for i, row in enumerate(rows)]
+    texts = [(row["text"], row.get("text_b") or "") for row in rows]
     framed = [_framed(tokenizer, *map(tokenizer.encode, filter(None, pair)), length=length) for pair in texts]
     columns, cut = _stack(framed, length)
     return Labelled({**columns, "label": label}, names, [" ".join(filter(None, pair)) for pair in texts], cut, 0)
 
 
 def _token(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Any) -> Labelled:
-    flat = [label for i, row in enumerate(rows) for label in _word_labels(row, where, i)]
+    flat = [label for row in rows for label in row["labels"]]
     ids, names = _label_ids(flat, names, where)
     columns, cut = _stack([], length, len(rows))
     labels, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
@@ -142,10 +201,10 @@ def _span(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, n
 
 
 def _choice(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Any) -> Labelled:
-    most = max(len(_choices(row, f"{where} row {i + 1}")) for i, row in enumerate(rows))
+    most = max(len(row["choices"]) for row in rows)
     columns, cut = _stack([], length, len(rows) * most)
     for i, row in enumerate(rows):
-        text = tokenizer.encode(_text(row, "text", where, i))
+        text = tokenizer.encode(row["text"])
         for j, choice in enumerate(row["choices"]):
             cut += _write(columns, i * most + j, _framed(tokenizer, text, tokenizer.encode(choice), length=length))
     columns = {name: x.reshape(len(rows), most, length) for name, x in columns.items()}
@@ -154,54 +213,11 @@ def _choice(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int,
 
 
 KINDS = {  # the most particular first
-    "choice": Kind(("text", "choices", "label"), _choice, lambda c: c["label"]),
-    "span": Kind(("question", "context", "answer"), _span, lambda c: c["start"] * c["tokens"].shape[1] + c["end"]),
-    "token": Kind(("words", "labels"), _token, lambda c: c["labels"][c["mask"]]),
-    "sequence": Kind(("text", "label"), _sequence, lambda c: c["label"]),
+    "choice": Kind(("text", "choices", "label"), _check_choice, _choice, lambda c: c["label"]),
+    "span": Kind(("question", "context", "answer"), _answer, _span, lambda c: c["start"] * c["tokens"].shape[1] + c["end"]),
+    "token": Kind(("words", "labels"), _check_words, _token, lambda c: c["labels"][c["mask"]]),
+    "sequence": Kind(("text", "label"), _check_text, _sequence, lambda c: c["label"]),
 }
-
-
-# ---- checks of a row
-
-
-def _text(row: dict, column: str, where: str, i: int) -> str:
-    text = row.get(column)
-    if text is None and column == "text_b":
-        return ""
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where} row {i + 1}: {column} must be text that is not blank, found {str(text)[:40]!r}")
-    return text
-
-
-def _word_labels(row: dict, where: str, i: int) -> list:
-    words, labels = row["words"], row["labels"]
-    if not isinstance(words, list) or not isinstance(labels, list) or not all(isinstance(w, str) for w in words):
-        raise UserError(f"{where} row {i + 1}: words and labels must be lists, the words of text")
-    if len(words) != len(labels):
-        raise UserError(f"{where} row {i + 1}: {len(words)} words and {len(labels)} labels: one label a word is needed")
-    return labels
-
-
-def _choices(row: dict, where: str) -> list:
-    choices, label = row["choices"], row["label"]
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise UserError(f"{where}: choices must be a list of 2 texts or more")
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(choices):
-        raise UserError(f"{where}: label {label!r} is no index of its {len(choices)} choices (0 to {len(choices) - 1})")
-    return choices
-
-
-def _answer(row: dict, where: str) -> tuple[str, list[str], tuple[int, int]]:
-    """(question, the context's words, the answer's first and last word)."""
-    question, context, answer = row["question"], row["context"], row["answer"]
-    if not all(isinstance(x, str) and x.strip() for x in (question, context, answer)):
-        raise UserError(f"{where}: question, context and answer must be text that is not blank")
-    start = context.find(answer) if row.get("start") is None else row["start"]
-    if not isinstance(start, int) or start < 0 or context[start : start + len(answer)] != answer:
-        raise UserError(f"{where}: the answer {answer[:40]!r} does not stand in the context at {start}")
-    words = context.split()
-    before = len(context[:start].split()) - (start > 0 and not context[start - 1].isspace() and not answer[0].isspace())
-    return question, words, (before, len(context[: start + len(answer)].split()) - 1)
 
 
 # ---- framing

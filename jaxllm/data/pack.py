@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxllm.core.types import UserError
-from jaxllm.data.chat import Example
+from jaxllm.data.chat import Example, spelled
+from jaxllm.data.tokenizer import Tokenizer
 
 CHUNK = 4096  # examples that are written at a time: bounds the memory of the index arrays
 MOST_UNTRAINED = 0.05
@@ -48,19 +49,26 @@ def split_long(example: Example, length: int) -> list[Example]:
     return [Example(example.tokens[p], example.mask[p]) for p in pieces]
 
 
-def check_report(report: Report, where: str) -> None:
-    """UserError when there is no row, or when more than 5 % of the examples have no trained token."""
+def check_report(report: Report, where: str, tokenizer: Tokenizer | None = None) -> None:
+    """UserError when there is no row, or when more than 5 % of the examples have no trained token, one of which is shown."""
     given, untrained = report["examples"], report["untrained"]
     if untrained > MOST_UNTRAINED * given:
-        first = report.get("first_untrained")
+        first = f"number {report['first_untrained'] + 1}"
+        if tokenizer is not None:
+            first = repr(spelled(tokenizer, report["untrained_tokens"])[:80])
         raise UserError(
-            f"{where}: {untrained} of {given} examples have no trained token"
-            + ("" if first is None else f" (the first is number {first + 1})")
-            + ": their answers are missing or lie beyond config.data.length; raise it or remove those rows"
+            f"{where}: {untrained} of {given} examples have no trained token (the first is {first}): their answers are missing "
+            "or lie beyond config.data.length; raise it or remove those rows"
         )
     if not report["rows"]:
         why = f"all {given} examples have fewer than 2 tokens" if given else "there are no examples"
         raise UserError(f"{where}: nothing to train on, {why}")
+
+
+def nothing_trained(lost: Sequence[int], first: Example | None, length: int) -> Report:
+    """A report's counts of examples without a trained token: their indices, and the first of them."""
+    shown = [] if first is None else first.tokens[: length + 1].tolist()
+    return {"untrained": len(lost), "first_untrained": lost[0] if lost else None, "untrained_tokens": shown}
 
 
 def histogram(lengths: np.ndarray) -> dict[str, int]:
@@ -92,8 +100,7 @@ def _fit(examples: Sequence[Example], length: int) -> tuple[list[Example], Repor
         "examples": len(examples),
         "truncated": int((lengths > length + 1).sum()),
         "dropped": len(examples) - len(kept),
-        "untrained": len(untrained),
-        "first_untrained": untrained[0] if untrained else None,
+        **nothing_trained(untrained, examples[untrained[0]] if untrained else None, length),
         "lengths": histogram(lengths),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,12 +63,16 @@ def encode_pairs(tokenizer: Tokenizer, rows: Iterable[Any], length: int) -> tupl
         "fill": (a["fill"] + b["fill"]) / 2,
         "truncated": sum(any(len(side.tokens) > length + 1 for side in pair) for pair in kept),
         "dropped": len(lost),
-        "untrained": len(lost),
-        "first_untrained": lost[0] if lost else None,
+        **pack.nothing_trained(lost, lost_side(pairs[lost[0]], length) if lost else None, length),
         "identical": sum(np.array_equal(x.tokens, y.tokens) for x, y in pairs),
         "lengths": pack.histogram(lengths),
     }
     return {"chosen": chosen, "rejected": rejected}, report
+
+
+def lost_side(sides: Sequence[Example], length: int) -> Example:
+    """The first side that keeps no trained token."""
+    return next(side for side in sides if not pack.trained(side, length))
 
 
 def _encode(tokenizer: Tokenizer, pair: Pair) -> tuple[Example, Example]:
@@ -151,17 +155,20 @@ def _shared_text(chosen: str, rejected: str) -> Pair:
     }
 
 
+_PAIRS = ", but preferences need `chosen` and `rejected` (docs/data.md)"
+
+
 def _missing(have: list[str]) -> str:
     """What a row without both sides looks like, and where it belongs."""
     if "messages" in have:
-        return "looks like SFT data (columns: messages): use python -m experiments.sft for it"
+        return f"looks like SFT data (columns: messages){_PAIRS}: use python -m experiments.sft for it"
     if "completion" in have and "label" in have:
         return (
             "looks like unpaired preference data (completion, label): use python -m experiments.kto for it, "
             "or give `chosen` and `rejected`"
         )
     if "prompt" in have and "completion" in have:
-        return "looks like SFT data (columns: prompt, completion): use python -m experiments.sft for it"
+        return f"looks like SFT data (columns: prompt, completion){_PAIRS}: use python -m experiments.sft for it"
     if have == ["text"]:
         return "has only `text`: use python -m experiments.pretrain for plain text"
     absent = " and ".join(f"`{c}`" for c in SIDES if c not in have)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
 from jaxllm.data.chat import Messages
-from jaxllm.data.text import read_rows
+from jaxllm.data.text import checked_rows
 
 ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 MARK = "####"
@@ -28,7 +28,7 @@ class Problem(NamedTuple):
 
 def read_problems(path: Any) -> list[Problem]:
     """The problems of a file (see text.read_rows); UserErrors name the file and the row."""
-    return [problem(row, f"{path} row {i + 1}") for i, row in enumerate(read_rows(path))]
+    return checked_rows(path, problem)[0]
 
 
 def problem(row: Any, where: str) -> Problem:

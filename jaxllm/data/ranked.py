@@ -11,7 +11,7 @@ import numpy as np
 from jaxllm.core.types import UserError
 from jaxllm.data import chat, pack
 from jaxllm.data.chat import Example
-from jaxllm.data.pairs import normalise_pair
+from jaxllm.data.pairs import lost_side, normalise_pair
 from jaxllm.data.tokenizer import Tokenizer
 
 Ranking = dict[str, Any]  # {"prompt": messages, "ranked": [messages, ...]} and, of pairs, "margin": float
@@ -77,8 +77,9 @@ def encode_ranked(tokenizer: Tokenizer, rows: Iterable[Any], length: int) -> tup
     lost = [i for i in range(len(rows)) if len(usable[i]) < 2]
     every = [x for sides in encoded for x in sides]
     report |= {
-        "rows": len(kept), "examples": len(rows), "dropped": len(lost), "untrained": len(lost),
-        "first_untrained": lost[0] if lost else None, "lengths": pack.histogram(np.array([len(x.tokens) for x in every])),
+        "rows": len(kept), "examples": len(rows), "dropped": len(lost),
+        **pack.nothing_trained(lost, lost_side(encoded[lost[0]], length) if lost else None, length),
+        "lengths": pack.histogram(np.array([len(x.tokens) for x in every])),
         "truncated": sum(any(len(x.tokens) > length + 1 for x in encoded[i]) for i in kept),
         "completions_left_out": sum(len(encoded[i]) - len(usable[i]) for i in kept),
     }  # fmt: skip

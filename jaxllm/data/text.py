@@ -9,32 +9,52 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxllm.core.types import UserError
+from jaxllm.data import hub
 from jaxllm.data.embedded import embedded, embedded_code, embedded_prose
 
-__all__ = ["embedded", "embedded_code", "embedded_prose", "read_rows", "read_text", "split_by_hash"]
+__all__ = [
+    "checked_rows", "checked_text", "embedded", "embedded_code", "embedded_prose", "first_row", "read_rows", "read_text",
+    "split_by_hash",
+]  # fmt: skip
 
 MAX_LINE = 2**25  # bytes of one JSON line: a longer one is no example but a damaged file
+MAX_WHOLE = 2**30  # bytes, unpacked, of a file that is read whole
+MOST_SKIPPED = 0.01  # of the rows, that on_error="skip" may leave out
+MOST_NAMED = 1000  # bad rows that are looked for before a file is given up
 BOM = b"\xef\xbb\xbf"
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
+Item = tuple[str, Callable[[], Any]]  # where it stands, and what gives the row or the text, or raises UserError
+
 
 def read_text(path: str | Path, *, column: str = "text", split: str = "train") -> list[str]:
-    """The documents of a .txt or .md file (one), of rows' `column` (.jsonl, .json, each also .gz; .parquet), of a
-    directory of such files, of a `datasets.save_to_disk` directory, or of `hf:name[:config]`.
+    """The documents of `checked_text`, strictly."""
+    return checked_text(path, column=column, split=split)[0]
 
-    Documents without a visible character are passed over. UserError: missing, empty, malformed or not UTF-8 (file and
-    line), or a row without the column.
+
+def checked_text(
+    path: str | Path, *, column: str = "text", split: str = "train", on_error: str = "stop"
+) -> tuple[list[str], list[str]]:
+    """(documents, errors of rows left out) of a .txt or .md file (one document), of rows' `column` (.jsonl, .json, each also
+    .gz; .parquet), of a directory of such files, of a `datasets.save_to_disk` directory, or of `hf:name[:config]`.
+
+    Documents without a visible character are passed over. on_error: see `checked_rows`. UserError: missing, empty,
+    malformed or not UTF-8 (file and line), or a row without the column.
     """
-    found = _items(path, split, texts=True)
-    documents = [item if isinstance(item, str) else _column(item, column, where) for where, item in found]
-    documents = [document for document in documents if document.strip()]
+
+    def document(item: Any, where: str) -> str:
+        return item if isinstance(item, str) else _column(item, column, where)
+
+    found, bad = _checked(_items(path, split, texts=True), document, on_error)
+    documents = [document for document in found if document.strip()]
     if not documents:
         raise UserError(f"{path}: empty: every document in it is blank")
-    return documents
+    return documents, bad
 
 
 def read_rows(path: str | Path, *, split: str = "train") -> list[dict]:
@@ -43,7 +63,55 @@ def read_rows(path: str | Path, *, split: str = "train") -> list[dict]:
     Strict: UserError with file and line for malformed JSON, a row that is no object, a key given twice, NaN, a lone
     surrogate, bytes that are not UTF-8, or no rows at all. Blank lines and a byte order mark are passed over.
     """
-    return [row for _, row in _items(path, split, texts=False)]
+    return [make() for _, make in _items(path, split, texts=False)]
+
+
+def first_row(path: str | Path, *, split: str = "train") -> dict:
+    """The first row of `read_rows` that can be read; UserError, of the first row, when none can."""
+    first = None
+    for _, make in _items(path, split, texts=False):
+        try:
+            return make()
+        except UserError as error:
+            first = first or error
+    raise first
+
+
+def checked_rows(
+    path: str | Path, check: Callable[[Any, str], Any], *, split: str = "train", on_error: str = "stop"
+) -> tuple[list[Any], list[str]]:
+    """(check(row, where) of every row of `read_rows`, the errors of rows left out), where being `file:line`.
+
+    A row is bad when it cannot be read or `check` raises UserError. on_error "stop": UserError names the first one, and says
+    how many there are; "skip": they are left out, if they are at most 1 % of the rows. What is wrong with a whole file
+    (missing, truncated, a JSON array that breaks off) is always an error.
+    """
+    return _checked(_items(path, split, texts=False), check, on_error)
+
+
+def _checked(items: Iterator[Item], check: Callable[[Any, str], Any], on_error: str) -> tuple[list[Any], list[str]]:
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"config.data.on_error={on_error!r}: choose stop or skip")
+    kept, bad, seen = [], [], 0
+    for where, make in items:
+        seen += 1
+        try:
+            kept.append(check(make(), where))
+        except UserError as error:
+            bad.append(str(error))
+            if len(bad) > MOST_NAMED:
+                break
+    if bad and (on_error == "stop" or len(bad) > MOST_SKIPPED * seen):
+        raise UserError(bad[0] + _how_many(len(bad), seen))
+    return kept, bad
+
+
+def _how_many(bad: int, seen: int) -> str:
+    """What follows the first bad row: whether the rest is good enough to go on without."""
+    if bad <= MOST_SKIPPED * seen:
+        return f" (fix that row, or leave out {bad:,} of {seen:,} rows with --config.data.on_error=skip)"
+    so_far = " so far" if bad > MOST_NAMED else ""
+    return f" ({bad:,} of {seen:,} rows are bad{so_far})" if bad > 1 else ""
 
 
 def split_by_hash(
@@ -78,18 +146,18 @@ def _parts(document: str, size: int = 2000) -> Iterator[str]:
 # ---- files
 
 
-def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[tuple[str, Any]]:
-    """(where, row or whole text) of everything under `path`; UserError when that is nothing."""
+def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[Item]:
+    """(where, what gives the row or whole text) of everything under `path`; UserError when that is nothing."""
     if str(path).startswith("hf:"):
-        yield from _dataset_rows(_from_hub(str(path), split), str(path))
+        yield from hub.rows(hub.load(str(path), split), str(path))
         return
     path = Path(path).expanduser()
-    if not path.exists():
+    if not _guarded(path, path.exists):
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, 1)
         raise UserError(f"{path}: no such file or directory" + (f"; did you mean {near[0]}?" if near else ""))
     if path.is_dir() and any((path / n).is_file() for n in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        yield from _dataset_rows(_from_disk(path, split), str(path))
+        yield from hub.rows(hub.from_disk(path, split), str(path))
         return
     readers = {**ROW_READERS, **(TEXT_READERS if texts else {})}
     files = sorted(p for p in path.rglob("*") if _kind(p) in readers) if path.is_dir() else [path]
@@ -98,6 +166,8 @@ def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[tuple[str, 
     for file in files:
         if _kind(file) not in readers:
             raise UserError(f"{file}: unknown kind of file; {', '.join(readers)} can be read here")
+        if not _guarded(file, file.is_file):  # a pipe would be waited for, a link may lead nowhere
+            raise UserError(f"{file}: not a file that can be read: give one, or a directory of them")
         empty = True
         for item in readers[_kind(file)](file):
             empty = False
@@ -144,19 +214,24 @@ def _utf8(raw: bytes, path: Path, line: int = 1) -> str:
 
 def _whole(path: Path) -> str:
     def read() -> bytes:
+        raw = bytearray()
         with _open(path) as file:
-            return file.read()
+            while block := file.read(2**20):  # a few kB may unpack to more than there is memory
+                raw += block
+                if len(raw) > MAX_WHOLE:
+                    raise UserError(f"{path}: over {MAX_WHOLE // 2**20:,} MiB in one piece: give rows, one a line (.jsonl)")
+        return bytes(raw)
 
     return _utf8(_guarded(path, read).removeprefix(BOM), path)
 
 
-def _text_items(path: Path) -> Iterator[tuple[str, str]]:
+def _text_items(path: Path) -> Iterator[Item]:
     text = _whole(path)
     if text.strip():
-        yield str(path), text
+        yield str(path), lambda: text
 
 
-def _jsonl_items(path: Path) -> Iterator[tuple[str, dict]]:
+def _jsonl_items(path: Path) -> Iterator[Item]:
     """Lines end at \\n only: U+2028 and its like are characters of a string."""
     number = 0
     with _guarded(path, lambda: _open(path)) as file:
@@ -164,13 +239,18 @@ def _jsonl_items(path: Path) -> Iterator[tuple[str, dict]]:
             number += 1
             if len(raw) > MAX_LINE:
                 raise UserError(f"{path}:{number}: a line of more than {MAX_LINE // 2**20} MiB: one row a line, please")
-            text = _utf8(raw.removeprefix(BOM) if number == 1 else raw, path, number).strip(" \t\r\n")
-            if text:
-                row = _decoded(lambda text=text: DECODER.decode(text), text, path, number)
-                yield f"{path}:{number}", _checked(row, SURROGATE.search(text), f"{path}:{number}")
+            line = (raw.removeprefix(BOM) if number == 1 else raw).strip(b" \t\r\n")
+            if line:
+                yield f"{path}:{number}", partial(_line, raw.removeprefix(BOM) if number == 1 else raw, path, number)
 
 
-def _json_items(path: Path) -> Iterator[tuple[str, dict]]:
+def _line(raw: bytes, path: Path, number: int) -> dict:
+    text = _utf8(raw, path, number).strip(" \t\r\n")
+    row = _decoded(lambda: DECODER.decode(text), text, path, number)
+    return _object_of_text(row, SURROGATE.search(text), f"{path}:{number}")
+
+
+def _json_items(path: Path) -> Iterator[Item]:
     """A JSON array of objects, or objects one after another, each named by the line on which it begins."""
     text = _whole(path)
     escapes = SURROGATE.search(text)
@@ -181,7 +261,7 @@ def _json_items(path: Path) -> Iterator[tuple[str, dict]]:
     while at < len(text) and not (array and text[at] == "]"):
         line, counted = line + text.count("\n", counted, at), at
         value, at = _decoded(lambda at=at: DECODER.raw_decode(text, at), text, path, line)
-        yield f"{path}:{line}", _checked(value, escapes, f"{path}:{line}")
+        yield f"{path}:{line}", partial(_object_of_text, value, escapes, f"{path}:{line}")
         at = _skip(text, at)
         if array and text[at : at + 1] not in (",", "]"):
             raise UserError(f"{path}:{line + text.count(chr(10), counted, at)}: malformed JSON: ',' or ']' expected")
@@ -225,7 +305,7 @@ def _no_constant(name: str) -> float:
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
 
 
-def _checked(row: Any, escapes: Any, where: str) -> dict:
+def _object_of_text(row: Any, escapes: Any, where: str) -> dict:
     """The row, when it is an object whose strings are text; only where `escapes` is found can one be otherwise."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON object with named columns was expected, found {_snippet(repr(row))}")
@@ -242,58 +322,20 @@ def _snippet(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _parquet_items(path: Path) -> Iterator[tuple[str, dict]]:
+def _parquet_items(path: Path) -> Iterator[Item]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
         table = pyarrow.parquet.ParquetFile(path)
         for batch in table.iter_batches():
-            yield from ((str(path), row) for row in batch.to_pylist())
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from None
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path} row {number}", partial(dict, row)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({hub.first_line(error)})") from None
 
 
 ROW_READERS = {".jsonl": _jsonl_items, ".json": _json_items, ".parquet": _parquet_items}
 TEXT_READERS = {".txt": _text_items, ".md": _text_items}
-
-
-# ---- datasets
-
-
-def _from_disk(path: Path, split: str) -> Any:
-    import datasets
-
-    try:
-        found = datasets.load_from_disk(str(path))
-    except Exception as error:  # the library raises what its formats raise
-        raise UserError(f"{path}: not a saved dataset that can be read ({_first_line(error)})") from None
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise UserError(f"{path}: no split {split!r}; there are {', '.join(found)}")
-        return found[split]
-    return found
-
-
-def _from_hub(path: str, split: str) -> Any:
-    import datasets
-
-    name, _, config = path.removeprefix("hf:").partition(":")
-    try:
-        return datasets.load_dataset(name, config or None, split=split)
-    except Exception as error:  # offline, unknown, gated, no such split: each its own type
-        raise UserError(
-            f"{path}: the data set was not read ({type(error).__name__}: {_first_line(error)}); check the name, the "
-            f"split {split!r} and the network, or give the path of a file"
-        ) from None
-
-
-def _dataset_rows(dataset: Any, where: str) -> Iterator[tuple[str, dict]]:
-    if len(dataset) == 0:
-        raise UserError(f"{where}: empty: there are no rows in it")
-    for i, row in enumerate(dataset):
-        yield f"{where} row {i + 1}", row
-
-
-def _first_line(error: Exception) -> str:
-    return _snippet((str(error).strip() or type(error).__name__).split("\n")[0])

@@ -69,7 +69,8 @@ def encode_unpaired(tokenizer: Tokenizer, rows: Iterable[Any], length: int) -> t
     others = [_encode(tokenizer, r["prompt"], kept[j]["completion"]) for r, j in zip(kept, partner, strict=True)]
     label = np.array([r["label"] for r in kept], bool)
     report |= {
-        "examples": len(given), "dropped": len(lost), "untrained": len(lost), "first_untrained": lost[0] if lost else None,
+        "examples": len(given), "dropped": len(lost),
+        **pack.nothing_trained(lost, examples[lost[0]] if lost else None, length),
         "good": int(label.sum()), "bad": int((~label).sum()),
     }  # fmt: skip
     return {"completion": completion, "mismatched": pack.pad(others, length)[0], "label": label}, report

@@ -101,14 +101,20 @@ def validate(c: DecoderConfig) -> None:
         raise UserError(f"model.mla.rope_dim={c.mla.rope_dim}: needs positions=rope and an even number")
 
 
+def _that_divide(c: DecoderConfig) -> str:
+    """The nearest numbers of heads and widths with which a model works."""
+    even = 2 if c.positions == "rope" else 1
+    heads = [h for h in range(1, c.d_model + 1) if c.d_model % (h * even) == 0 and h % (c.n_kv_heads or h) == 0]
+    heads = sorted(sorted(heads, key=lambda h: abs(h - c.n_heads))[:2])
+    unit = c.n_heads * even
+    widths = [d for d in (c.d_model // unit * unit, (c.d_model // unit + 1) * unit) if d]
+    said = {"n_heads": heads, "d_model": widths}
+    return ", or ".join(f"{name}={' or '.join(map(str, values))}" for name, values in said.items() if values)
+
+
 def _validate_heads(c: DecoderConfig) -> None:
     if c.head_dim is None and c.d_model % c.n_heads:
-        near = [h for h in range(1, c.d_model + 1) if c.d_model % h == 0]
-        best = sorted(near, key=lambda h: abs(h - c.n_heads))[:2]
-        raise UserError(
-            f"model.n_heads={c.n_heads} does not divide model.d_model={c.d_model}: use "
-            f"n_heads={' or '.join(str(h) for h in sorted(best))}, or d_model={c.d_model // c.n_heads * c.n_heads or c.n_heads}"
-        )
+        raise UserError(f"model.n_heads={c.n_heads} does not divide model.d_model={c.d_model}: use {_that_divide(c)}")
     if c.n_heads % c.kv_heads:
         raise UserError(f"model.n_kv_heads={c.kv_heads} does not divide model.n_heads={c.n_heads}")
     if c.positions == "rope" and c.dim_head % 2:

@@ -34,7 +34,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(record: dict[str, Any]) -> Any:
     """The config that `to_dict` wrote, also after JSON. Raises UserError on an unknown family or field."""
     family = record.get("family")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"model family {family!r}: choose one of {', '.join(FAMILIES)}")
     module, name, _ = FAMILIES[family]
     return build(getattr(importlib.import_module(module), name), {k: v for k, v in record.items() if k != "family"})
@@ -51,7 +51,27 @@ def build(cls: Any, values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     if unknown := sorted(set(values) - set(hints)):
         raise UserError(f"unknown model setting {unknown[0]!r}: the fields are {', '.join(hints)}")
-    return cls(**{name: _as(hints[name], value) for name, value in values.items()})
+    made = {name: _as(hints[name], value) for name, value in values.items()}
+    for name, value in made.items():
+        _check(hints[name], value, name)
+    try:
+        return cls(**made)
+    except TypeError as error:  # a field without a default is missing
+        raise UserError(f"incomplete model settings: {error}") from None
+
+
+PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,), types.NoneType: (types.NoneType,)}
+
+
+def _check(hint: Any, value: Any, name: str) -> None:
+    """UserError when a field of plain values holds another kind; other fields are their own records' to check."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    if not all(option in PLAIN for option in options):
+        return
+    allowed = tuple(kind for option in options for kind in PLAIN[option])
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in options):
+        kinds = " or ".join(option.__name__ for option in options)
+        raise UserError(f"model setting {name}={str(value)[:40]!r}: expected {kinds}")
 
 
 def _as(hint: Any, value: Any) -> Any:

@@ -239,6 +239,24 @@ def _abstract(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
 
 
+META = {"model": dict, "roots": list, "tokenizer": str, "config": dict, "step": int}  # what is read of a run's meta
+
+
+def run_meta(workdir: Path | str, step: int | None = None) -> dict:
+    """The newest_meta of a run, whose model can be made of it. UserError when it is not what a run writes."""
+    try:
+        meta = newest_meta(workdir, step)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{workdir}: the meta of its checkpoint is not readable ({str(error)[:80]}): name another step") from None
+    for name, kind in META.items():
+        if not isinstance(meta, dict) or not isinstance(meta.get(name), kind):
+            raise UserError(
+                f"{workdir}: `{name}` is missing in its checkpoint's meta, or no {kind.__name__}: it was not written by jaxllm, "
+                "or changed since; name another step"
+            )
+    return meta
+
+
 def newest_meta(workdir: Path | str, step: int | None = None) -> dict:
     """The meta of a step (default: the newest whole one). UserError when there is none."""
     return json.loads((_step_directory(workdir, step) / "meta" / "metadata").read_text())
@@ -292,8 +310,11 @@ def _stored(checkpointer: Any, where: Path) -> Any:
 def _check_shapes(where: Path, like: Params, stored: Any) -> None:
     from jaxllm.core.tree import flatten
 
-    want, have = ({p: tuple(x.shape) for p, x in flatten(t).items()} for t in (like, stored))
-    differ = [f"{p}: here {want.get(p)}, there {have.get(p)}" for p in sorted(want | have) if want.get(p) != have.get(p)]
+    want, have = ({p: (tuple(x.shape), str(x.dtype)) for p, x in flatten(t).items()} for t in (like, stored))
+    none = (None, None)
+    pairs = {p: tuple(zip(want.get(p, none), have.get(p, none), strict=True)) for p in sorted(want | have)}
+    different = {p: next((pair for pair in both if pair[0] != pair[1]), None) for p, both in pairs.items()}
+    differ = [f"{p}: here {pair[0]}, there {pair[1]}" for p, pair in different.items() if pair]
     if differ:
         raise UserError(f"{where}: the checkpoint is of another architecture ({len(differ)} differ): " + "; ".join(differ[:5]))
 

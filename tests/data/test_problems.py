@@ -67,7 +67,7 @@ def test_other_rows_are_named(row, words):
 def test_files(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "a"}\n')
-    with pytest.raises(UserError, match=r"rows.jsonl row 2 has `prompt`"):
+    with pytest.raises(UserError, match=r"rows.jsonl:2 has `prompt`"):
         problems.read_problems(path)
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxllm.core.types import UserError
-from jaxllm.data import text
+from jaxllm.data import hub, text
 from tests.conftest import shared_data
 
 ROWS = [{"text": "one\u2028two\u0085three"}, {"text": "two \U0001f600\0", "n": [1, None, {"k": 2.5}]}]
@@ -154,10 +154,14 @@ def test_plain_text(tmp_path):
 def test_a_dataset_by_name_without_a_network_is_one_clear_error(monkeypatch):
     import datasets
 
-    def offline(name, config, split):
+    def broken(name, config, split):
         raise ConnectionError(f"Couldn't reach {name}\n(config {config}, split {split})")
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(UserError, match=r"hf:owner/name:main: offline, and not in the cache: pass a local path") as caught:
+        text.read_rows("hf:owner/name:main")
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    monkeypatch.setattr(hub, "_reachable", lambda name: True)
     with pytest.raises(UserError, match=r"hf:owner/name:main: .*Couldn't reach owner/name.*or give the path") as caught:
         text.read_rows("hf:owner/name:main")
     assert "\n" not in str(caught.value)

@@ -1,12 +1,18 @@
 """Bad input gives one clear line before the first step, exit code 2, and overwrites nothing."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import dpo, ppo, pretrain, reward, sft
 from jaxllm import launch
 from jaxllm.core.types import UserError
+from jaxllm.train import checkpoint
 from tests.experiments.conftest import TINY, write_rows
 
 
@@ -29,7 +35,7 @@ def pretrain_with(files, **changes):
         ({"model.n_heads": 4, "model.n_kv_heads": 3}, "n_kv_heads=3 does not divide"),
         ({"batch_size": 6, "mesh.data": 4}, "batch_size=6 does not divide"),
         ({"batch_size": 8, "accumulate": 3}, "batch_size=8 does not divide"),
-        ({"batch_size": 100_000}, "more than the"),
+        ({"batch_size": 2_000}, "more than the"),
         ({"data.length": 1000}, "longer than the model's context of 96"),
         ({"mesh.data": 64}, "needs 64 devices"),
         ({"model.n_heads": 1, "mesh.tensor": 2}, "heads' of size 1 does not divide"),
@@ -64,9 +70,9 @@ def test_empty_file(files, tmp_path):
     ("line", "match"),
     [
         ('{"messages": [', r"bad\.jsonl:3"),
-        ('{"text": "only text"}', r"bad\.jsonl row 3.*text"),
-        ('{"messages": [{"role": "asistant", "content": "x"}]}', r"bad\.jsonl row 3.*asistant.*assistant"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', r"bad\.jsonl row 3.*preference"),
+        ('{"text": "only text"}', r"bad\.jsonl:3.*text"),
+        ('{"messages": [{"role": "asistant", "content": "x"}]}', r"bad\.jsonl:3.*asistant.*assistant"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', r"bad\.jsonl:3.*preference"),
     ],
 )
 def test_malformed_conversations_are_named_by_file_and_line(tmp_path, base, line, match):
@@ -84,18 +90,21 @@ def test_conversations_without_a_trained_token(tmp_path, base):
 
 
 def test_long_conversations_are_counted(tmp_path, base):
-    rows = [{"prompt": "say cat", "completion": "cat " * (20 if i == 3 else 1)} for i in range(24)]
+    rows = [{"prompt": "say cat", "completion": "cat " * (20 if i in (3, 8, 9) else 1)} for i in range(24)]
     path = write_rows(tmp_path / "long.jsonl", rows)
     overrides = {"steps": 1, "batch_size": 4, "init": str(base), "data.path": path, "data.length": 32, "data.held_out": 0.0}
     launch.start(sft.main, "sft", overrides, tmp_path / "run")
-    assert "truncated 1" in (tmp_path / "run" / "log.txt").read_text()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    cut = re.search(r"train: 23 examples .* truncated (\d)", log)[1]
+    assert cut in "23" and f"WARNING train: {cut} of 23 examples are longer than config.data.length and were cut: raise it" in log
+    assert json.loads((tmp_path / "run" / "data_report.json").read_text())["train"]["truncated"] == int(cut)
 
 
 @pytest.mark.parametrize("module", [reward, dpo])
 def test_fine_tuning_data_given_to_a_preference_stage(files, tmp_path, base, module):
     name = module.__name__.rpartition(".")[2]
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "data.path": files["chat"]}
-    check_refused(module.main, name, overrides, tmp_path / "run", "chat.jsonl row 1")
+    check_refused(module.main, name, overrides, tmp_path / "run", "chat.jsonl:1 looks like SFT data")
 
 
 def test_an_unknown_preference_loss(files, tmp_path, base):
@@ -105,7 +114,7 @@ def test_an_unknown_preference_loss(files, tmp_path, base):
 
 def test_ppo_without_prompts(files, tmp_path, base):
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "reward_model": str(base), "data.path": files["text"]}
-    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", "row 1: PPO needs a `prompt`")
+    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", "text.jsonl:1: PPO needs a `prompt`")
 
 
 def test_ppo_prompt_longer_than_its_limit(files, tmp_path, base):
@@ -130,3 +139,43 @@ def test_ids_outside_the_vocabulary_are_refused():
     check_columns(columns, 100)
     with pytest.raises(UserError, match="99"):
         check_columns(columns, 99)
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_anything_else(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(launch, "prepare_jax", lambda: pytest.fail("jax was started first"))
+    for where in (tmp_path / "file" / "run", Path("/proc/jaxllm/run")):
+        with pytest.raises(UserError, match=r"run directory .*run cannot be written: .*Give another --workdir"):
+            launch.start(pretrain.main, "pretrain", {}, where)
+
+
+def test_data_that_changed_since_the_checkpoint(files, tmp_path):
+    data = shutil.copy(files["text"], tmp_path / "text.jsonl")
+    given = pretrain_with(files, **{"data.path": str(data), "steps": 1})
+    launch.start(pretrain.main, "pretrain", given, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been stopped behind its last checkpoint
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with data.open("a") as file:
+        file.write(json.dumps({"text": "a line more, of many words " * 9}) + "\n")
+    with pytest.raises(UserError, match=r"data changed since the checkpoint: its fingerprint was \w{16}, now it is \w{16}"):
+        launch.start(pretrain.main, "pretrain", given, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    shutil.copy(files["text"], data)  # "Restore the old data"
+    assert launch.start(pretrain.main, "pretrain", given, tmp_path / "run")["experiment"] == "pretrain"
+
+
+def test_a_checkpoint_of_another_architecture_or_type(base, tmp_path):
+    run = shutil.copytree(base / "sft", tmp_path / "run")
+    (step,) = (p for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+    meta = json.loads((step / "meta" / "metadata").read_text())
+    meta["model"]["d_model"] = 64
+    (step / "meta" / "metadata").write_text(json.dumps(meta))
+    (step / "MANIFEST.json").unlink()
+    differ = r"of another architecture \(\d+ differ\): .*here \(\d+, 64\), there \(\d+, 32\)"
+    with pytest.raises(UserError, match=differ) as error:
+        launch.load(run)
+    assert str(error.value).count(": here (") == 5
+    params = launch.load(base / "sft").params
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    with pytest.raises(UserError, match="here bfloat16, there float32"):
+        checkpoint.restore_params(base / "sft", like=half)

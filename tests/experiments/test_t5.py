@@ -126,7 +126,8 @@ def test_prefixes_and_the_rest_are_rows_too():
     with config.unlocked():
         config.objective, config.data.length = "prefix", 16
     tokenizer = denoise.with_sentinels(tokenizers.byte_tokenizer())
-    record = t5.corrupted(config, SimpleNamespace(note=print), tokenizer, ["the moon is far and the sea is deep"] * 9, "train")
+    run = SimpleNamespace(note=print, writes=False)
+    record = t5.corrupted(config, run, tokenizer, ["the moon is far and the sea is deep"] * 9, "train")
     rows, sides = len(record["tokens"]), (record["inputs"]["tokens"].shape[1], record["tokens"].shape[1])
     assert sides == (16, 17) and (record["tokens"][:, 0] == 256).all()
     read = sum(len(np.unique(record["inputs"]["segments"][r])) for r in range(rows))
@@ -137,7 +138,7 @@ def test_the_built_in_tasks_are_read():
     config = launch.settings.load_config(launch.settings.CONFIGS / "t5.py", "multitask")
     with config.unlocked():
         config.data.tasks, config.data.test = "add, sentiment", 7
-    tasks = text2text.tasks_of(config)
+    tasks = text2text.tasks_of(config, None)
     assert {name: (len(train), len(test)) for name, (train, test) in tasks.items()} == {"add": (400, 7), "sentiment": (600, 7)}
     assert all(source.startswith("add: ") for source, _ in tasks["add"][0])
 
@@ -158,7 +159,7 @@ def test_settings_that_cannot_work(files, tasks_file, tmp_path, variant, changes
 
 
 def test_rows_and_runs_of_another_kind_are_refused(base, files, tasks_file, tmp_path):
-    with pytest.raises(UserError, match="text.jsonl row 1 needs input and target"):
+    with pytest.raises(UserError, match="text.jsonl:1 needs input and target"):
         launch.start(t5.main, "t5", {**SMALL, "data.path": files["text"]}, tmp_path / "a", variant="multitask")
     overrides = {**SMALL, "data.path": tasks_file, "init": str(base / "pretrain")}
     with pytest.raises(UserError, match="not an encoder-decoder"):

@@ -31,10 +31,11 @@ def test_a_part_is_held_out(tasks):
     class Config:
         class data:
             path = tasks.where
+            on_error = "stop"
 
         seed = 0
 
-    train, held_out = verifiable.split_tasks(Config, 0, 128)
+    train, held_out = verifiable.split_tasks(Config, None, 0, 128)
     assert len(train.rows) == 18 and len(held_out.rows) == 2
     assert {r["gold"] for r in train.rows} | {r["gold"] for r in held_out.rows} == {str(i) for i in range(20)}
 

@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from jaxllm.data import chat, pack
+from jaxllm.data.tokenizer import byte_tokenizer
 from jaxllm.losses import lm
 from tests.losses import bigram
 
@@ -30,6 +32,19 @@ def test_masked_equals_dropped():
         grad(params, record),
         grad(params, dropped),
     )
+
+
+def test_labels_of_the_prompt_reach_neither_the_loss_nor_a_gradient():
+    """A conversation as training sees it: to the bit, whatever stands as a label where nothing is trained."""
+    tokenizer = byte_tokenizer()
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    record, report = pack.pack([chat.encode_chat(tokenizer, messages)] * 3, 12)
+    assert report["trained_tokens"] == record["mask"].sum() == 3 * len([*"yo", "<|end|>"])
+    record |= {name: record[name] % bigram.V for name in ("tokens", "targets")}
+    other = record | {"targets": np.where(record["mask"], record["targets"], (record["targets"] + 5) % bigram.V)}
+    assert (other["targets"] != record["targets"]).sum() == (~record["mask"]).sum() > 0
+    both = jax.jit(jax.value_and_grad(lambda p, r: LOSS({"policy": p}, r, KEY)[0].value()))
+    jax.tree.map(np.testing.assert_array_equal, both(bigram.params(), record), both(bigram.params(), other))
 
 
 def test_an_empty_mask_gives_zero_and_finite_gradients():

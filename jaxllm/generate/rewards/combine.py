@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import math
 import os
@@ -21,6 +22,8 @@ import numpy as np
 from jaxllm.core.types import UserError
 
 STARTUP = 60.0  # seconds that a worker may take to import a user's file
+PRINTED = 2**16  # bytes of what a worker prints that are passed on
+LONGEST = 2**16  # bytes of one answer
 HANGS = 3  # calls of one function that may run out of time in a batch; the rest of its rows are then excluded uncalled
 
 Row = Mapping[str, Any]  # prompt, completion, gold, ... : what a reward function may look at
@@ -226,9 +229,10 @@ def _worker(function: External) -> subprocess.Popen:
     program = str(Path(__file__).with_name("worker.py"))
     # a session of its own, so that what it starts ends with it; no accelerator, which is training's
     _workers[key] = subprocess.Popen(
-        [sys.executable, "-P", program, *key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+        [sys.executable, "-P", program, *key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True, env={**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
+    threading.Thread(target=_forward, args=(_workers[key].stderr,), daemon=True).start()
     if error := _read(_workers[key], function, STARTUP).get("error"):
         _end(key)
         raise UserError(f"{function.source}: the reward function {function.name!r} does not load: {error}")
@@ -246,7 +250,24 @@ def _read(worker: subprocess.Popen, function: External, seconds: float) -> dict[
             _end((function.source, function.name))
             return {"error": "its process ended"} if ready else {"error": f"took over {seconds:g} seconds", "late": True}
         data += block
-    return json.loads(data)
+        if len(data) > LONGEST:
+            _end((function.source, function.name))
+            return {"error": f"its answer has more than {LONGEST} bytes"}
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError, RecursionError):  # something else wrote where the answers go
+        _end((function.source, function.name))
+        return {"error": f"its answer is none: {bytes(data[:60])!r}"}
+
+
+def _forward(printed: Any) -> None:
+    """What a worker prints, to our stderr; beyond PRINTED bytes it is read and dropped, so that it neither blocks nor floods."""
+    left = PRINTED
+    while block := printed.read1(1 << 16):
+        shown, left = block[:left].decode("utf-8", "replace"), left - len(block)
+        with contextlib.suppress(OSError, ValueError):  # our stderr is gone
+            sys.stderr.write(shown if left > 0 or not shown else f"{shown}\n(a reward function prints on: the rest is dropped)\n")
+        left = max(0, left)
 
 
 def _write(worker: subprocess.Popen, line: bytes) -> None:

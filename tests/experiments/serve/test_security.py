@@ -186,7 +186,7 @@ def test_the_page_runs_nothing_but_its_own_script():
         assert markup not in text
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
 def test_another_host_needs_a_token(host):
     with pytest.raises(UserError, match="lets other machines in: add --token=auto"):
         listen.listen(host, 0, "", Handler)

@@ -159,3 +159,32 @@ def test_a_worker_killed_from_outside_is_replaced(planted):
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert combine.run(function, ROWS, seconds=20).valid.tolist() == [False, True, True, True]
+
+
+FLOOD = """
+def floods(row):
+    block = "x" * (1 << 20)
+    for _ in range(1024):
+        print(block)
+    return 1
+"""
+
+
+def test_a_gigabyte_of_printing_is_dropped(tmp_path, capfd):
+    (tmp_path / "user.py").write_text(FLOOD)
+    scores = combine.run({"floods": External(str(tmp_path / "user.py"), "floods")}, ROWS[:1], seconds=60)
+    combine.stop()
+    assert scores.valid.tolist() == [True] and scores.values[0] == 1, scores.reasons
+    shown = capfd.readouterr().err
+    assert len(shown) < 100_000 and "prints on: the rest is dropped" in shown
+
+
+def test_what_else_is_written_where_answers_go_is_no_answer(tmp_path):
+    # replies have a descriptor of their own, which a function of this process may find
+    source = "import os\n\ndef reward(row):\n    for fd in range(3, 20):\n        try:\n            os.write(fd, {})\n"
+    source += "        except OSError:\n            pass\n    return 1\n"
+    for content, said in (("b'no JSON' + bytes([10])", "its answer is none"), ("b'y' * 200_000", "more than 65536 bytes")):
+        (tmp_path / "user.py").write_text(source.format(content))
+        scores = combine.run({"own": External(str(tmp_path / "user.py"))}, ROWS[:1], seconds=20)
+        combine.stop()
+        assert not scores.valid.any() and said in scores.reasons["own"]
