@@ -48,7 +48,7 @@ def answers_whole(seen: Seen, r: Record) -> Verdict:
     places = np.bincount(turn[inside])
     trained = np.bincount(turn[inside], r["mask"][inside], len(places))
     partly = (trained > 0) & (trained < places)
-    said = f"{int((trained > 0).sum()):,} answers are trained from their first token to their end"
+    said = f"of {int((trained > 0).sum()):,} answers {int(partly.sum()):,} are trained in part"
     do = "the mask is off by one: align it with targets, not with tokens"
     return at_most("answers whole", partly.sum() / max(1, (trained > 0).sum()), 0, said, do)
 

@@ -35,7 +35,7 @@ def examine(seen: Seen, tell: Tell, wanted: Callable[[str], bool]) -> None:
     if not any(map(wanted, steps.CHECKS)):
         return
     try:
-        begun = subject.begun(taught)
+        begun = subject.begun(taught, any(map(wanted, steps.STEPPING)))
     except Exception as error:
         return tell(Verdict("first step", None, None, False, f"{type(error).__name__}: {error}"[:300], BROKEN))
     for name in filter(wanted, steps.CHECKS):

@@ -17,11 +17,11 @@ from jaxllm.core.types import TrainState
 
 
 class Update(NamedTuple):
-    """One call of `common.jit_step`: the loss, and copies of what it was first called with."""
+    """One call of `common.jit_step`: the loss, copies of what the step was first called with, and in `made` the step."""
 
     loss: Callable
-    accumulate: int
     first: dict[str, Any]
+    made: list[Callable]
 
 
 class Sampled(NamedTuple):
@@ -102,7 +102,7 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
         step = real["jit_step"](loss, tx, state, accumulate)
         if inside:
             return step
-        update = Update(teach.at("loss", loss), accumulate, {})
+        update = Update(teach.at("loss", loss), {}, [])
         seen.updates.append(update)
 
         def first(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
@@ -110,6 +110,7 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
                 update.first.update(params=tree.merge(copied(state.params), frozen), batch=copied(batch), key=key)
             return step(state, frozen, batch, key)
 
+        update.made.append(first)
         return first
 
     def drawn(model: Any, tokenizer: Any, **options: Any) -> Any:

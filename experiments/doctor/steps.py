@@ -113,6 +113,7 @@ def packed(s: Subject) -> Verdict:
     return at_most(name, apart(one, other), tolerance(s.seen.fit["model"].config), said, do)
 
 
+STEPPING = ("start at the reference", "parameters move", "KL holds")  # what looks at steps that were taken
 CHECKS = {
     "start at the reference": reference.at_start, "parameters move": parameters_move, "gradients": gradient_reach,
     "padding": padding_loss, "packed = separate": packed, "accumulation": accumulation, "mesh 1 = mesh n": mesh,

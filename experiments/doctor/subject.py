@@ -61,8 +61,24 @@ def first_batch(seen: Seen) -> Any:
     return sharding.put_batch(loader.batch(0), seen.fit["mesh"])
 
 
-def begun(seen: Seen) -> Subject:
-    """Up to three steps of a copy of the run, with its own gates, none of which stops it."""
+def begun(seen: Seen, stepping: bool = True) -> Subject:
+    """Up to three steps of a copy of the run, with its own gates, none of which stops it.
+
+    Where stepping is False and the columns are the loss's batch, no step is compiled: only the loss is looked at.
+    """
+    update = next((u for u in seen.updates if seen.fit["step_fn"] in u.made), None)
+    if not stepping and update is not None:
+        key = jax.random.key(seen.config.seed)
+        return subject_of(seen, update, {"params": seen.params, "batch": first_batch(seen), "key": key}, {}, {})
+    return stepped(seen)
+
+
+def subject_of(seen: Seen, update: Update, first: dict[str, Any], metrics: dict, outcome: dict) -> Subject:
+    value = jax.jit(lambda params, batch: update.loss(params, batch, first["key"]))
+    return Subject(seen, update, first, value, metrics, outcome)
+
+
+def stepped(seen: Seen) -> Subject:
     fit, outcome = seen.fit, {}
     asked = (gates.moved(),) if fit.get("checks") is None else fit["checks"]
     names = [*(f"start {i}" for i in range(len(asked) - 1)), "moved"]
@@ -87,9 +103,7 @@ def begun(seen: Seen) -> Subject:
         if len(outcome) == len(names) and None not in outcome.values():
             break
     update = next(u for u in seen.updates if u.first)
-    first = dict(update.first)
-    value = jax.jit(lambda params, batch: update.loss(params, batch, first["key"]))
-    return Subject(seen, update, first, value, metrics, outcome)
+    return subject_of(seen, update, dict(update.first), metrics, outcome)
 
 
 def parts(s: Subject, params: Any = None) -> tuple[Any, Any]:
