@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments import reading, replay, speed, teach
+from experiments.optimizers import OPTIMIZERS
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.core import ops, sharding, spec, tree
@@ -138,21 +139,6 @@ def check_columns(columns: Any, vocab_size: int) -> None:
     for path, leaf in tree.flatten(columns).items():
         if path.rpartition("/")[2] in ("tokens", "targets"):
             tokenizers.check_ids(leaf, vocab_size, f"column {path}")
-
-
-def adamw(schedule: Callable, o: Any) -> Any:
-    return optim.adamw(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
-
-
-def adafactor(schedule: Callable, o: Any) -> Any:
-    return optim.adafactor(schedule, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
-
-
-def muon(schedule: Callable, o: Any) -> Any:
-    return optim.muon(schedule, b1=o.b1, b2=o.b2, weight_decay=o.weight_decay, clip_norm=o.clip_norm)
-
-
-OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor, "muon": muon}
 
 
 def optimizer(config: Any, updates: int | None = None, around: Callable | None = None) -> Any:

@@ -7,26 +7,20 @@ Exit codes: 0 done, 2 user error, 70 bug, 74 disk, 75 stopped and resumable, 130
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxllm import cluster, settings
+from jaxllm import cluster, exits, settings
 from jaxllm.core.types import UserError
 from jaxllm.report import run as runs
 from jaxllm.report.console import say
-from jaxllm.report.files import write_atomic
-from jaxllm.report.secrets import clean_message, remember
+from jaxllm.report.secrets import remember
 
 # No device is touched before prepare_jax: a mistyped setting is answered at once.
-
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-DISK_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = None, argv: list | None = None) -> None:
@@ -42,8 +36,8 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
         command = settings.parse(argv, experiment, flags)
     except ValueError as error:
         if "--debug" in argv:
-            _say_traceback()
-        _exit(_user_error(error))
+            exits.say_traceback()
+        _exit(exits.user_error(error))
     config, workdir, debug, extra, text, processes = command
     os.environ.update(processes)
 
@@ -51,7 +45,7 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
         _check_shared(argv)
         execute(main, experiment, config, workdir, text, extra)
 
-    _exit(guard(work, workdir, text, debug=debug))
+    _exit(exits.guard(work, workdir, text, debug=debug))
 
 
 def tool(
@@ -72,7 +66,7 @@ def tool(
         command = settings.parse(argv, config, flags) if config else None
         given, debug = (command.extra, command.debug) if command else settings.parse_flags(argv, flags)
     except ValueError as error:
-        _exit(_user_error(error))
+        _exit(exits.user_error(error))
 
     def work() -> None:
         if before is not None:
@@ -80,7 +74,7 @@ def tool(
         prepare_jax()
         main(*([command.config] if command else []), **given)
 
-    _exit(guard(work, None, settings.command_text(name, argv), debug=debug))
+    _exit(exits.guard(work, None, settings.command_text(name, argv), debug=debug))
 
 
 def start(
@@ -203,82 +197,6 @@ def compile_cache(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 # ---- exit codes
-
-
-def guard(work: Callable[[], Any], workdir: Path | None, command: str, *, debug: bool = False) -> int:
-    """Run `work` and turn what it raises into a short message and an exit code."""
-    try:
-        work()
-        return 0
-    except KeyboardInterrupt:
-        say(f"\nInterrupted. Continue with:  {command}", stream=sys.stderr)
-        return 130
-    except SystemExit as stop:
-        if stop.code == 75:
-            say(f"Stopped. Continue with:  {command}", stream=sys.stderr)
-        raise
-    except Exception as error:
-        if debug:
-            _say_traceback()
-        return _code_of(error, workdir, command, debug)
-
-
-def _code_of(error: Exception, workdir: Path | None, command: str, debug: bool) -> int:
-    from jaxllm.train.guard import NonFinite
-
-    if isinstance(error, UserError):
-        return _user_error(error, error.code)
-    if isinstance(error, NonFinite):
-        return _user_error(" ".join([str(error), *getattr(error, "__notes__", [])]), 70)
-    if _lost_peer(error):
-        text = str(error).splitlines()[0][:200]
-        say(f"error: another process of this run was lost ({text}). Continue with:  {command}", stream=sys.stderr)
-        return 75
-    if getattr(error, "errno", None) in DISK_ERRORS or any(words in str(error) for words in DISK_WORDS):
-        where = f" ({_free(workdir)})" if workdir and "free under" not in str(error) else ""
-        say(f"error: the disk failed: {error}{where}. Make room, then continue with:  {command}", stream=sys.stderr)
-        return 74
-    from jaxllm.train import fit_memory
-
-    if (said := fit_memory.exhausted(error)) is not None:
-        return _user_error(UserError(said))
-    if not debug:
-        _say_traceback()
-    where = _write_crash(workdir, command)
-    say(f"error: this is a bug ({type(error).__name__}: {error}).{where}", stream=sys.stderr)
-    return 70
-
-
-def _free(workdir: Path) -> str:
-    from jaxllm.train import manifest
-
-    return f"{manifest.shown(manifest.room(Path(workdir)))} are free under {workdir}"
-def _say_traceback() -> None:
-    say(traceback.format_exc().rstrip("\n"), stream=sys.stderr)  # without secrets, as all that is said
-
-
-def _write_crash(workdir: Path | None, command: str) -> str:
-    if workdir is None:
-        return ""
-    try:
-        path = Path(workdir) / "crash" / "traceback.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, clean_message(f"{command}\n\n{traceback.format_exc()}"))
-    except OSError:
-        return ""
-    return f" Traceback: {path}"
-
-
-def _user_error(error: Exception | str, code: int = 2) -> int:
-    for line in str(error).splitlines():
-        say(f"error: {line}", stream=sys.stderr)
-    return code
-
-
-def _lost_peer(error: Exception) -> bool:
-    from jaxllm.train import processes
-
-    return processes.lost_peer(error)
 
 
 def _exit(code: int) -> None:

@@ -36,7 +36,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np  # noqa: E402
 
 from experiments import common  # noqa: E402
-from jaxllm import launch  # noqa: E402
+from jaxllm import exits, launch  # noqa: E402
 from jaxllm.train import faults  # noqa: E402
 from jaxllm.train.checkpoint import digest  # noqa: E402
 
@@ -148,7 +148,7 @@ def command(stage: str, overrides: dict, workdir: Path, rows: Path) -> Callable[
     def work() -> int:
         common.make_loader = recording(rows)
         main = importlib.import_module(f"experiments.{stage}").main
-        return launch.guard(lambda: launch.start(main, stage, overrides, workdir), workdir, "the same command")
+        return exits.guard(lambda: launch.start(main, stage, overrides, workdir), workdir, "the same command")
 
     return work
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from experiments import common
-from jaxllm import cluster, launch
+from jaxllm import cluster, exits, launch
 
 make_loader = common.make_loader
 
@@ -52,7 +52,7 @@ def main():
             stage = __import__(f"experiments.{name}", fromlist=["main"])
             launch.start(stage.main, name, {**overrides, **told.get("own", {}).get(str(index), {})}, workdir)
 
-    launch._exit(launch.guard(work, None, "the same command"))
+    launch._exit(exits.guard(work, None, "the same command"))
 
 
 if __name__ == "__main__":

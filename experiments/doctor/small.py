@@ -61,8 +61,8 @@ def shape(model: Any) -> dict[str, Any]:
     grouped = leaf(model, "n_kv_heads")
     sizes = {
         "d_model": 64, "n_layers": 2, "decoder_layers": 2, "encoder_layers": 2, "n_heads": 4, "d_ff": 128, "head_dim": 16,
-        "d_kv": 16, "dense_layers": 1, "mtp_layers": 1, "moe.n_experts": 8, "moe.d_ff": 32, "moe.top_k": 2, "moe.n_groups": 2, "moe.topk_groups": 1,
-        "d_hidden": 64, "d_projection": 64,
+        "d_kv": 16, "dense_layers": 1, "mtp_layers": 1, "moe.n_experts": 8, "moe.d_ff": 32, "moe.top_k": 2, "moe.n_groups": 2,
+        "moe.topk_groups": 1, "d_hidden": 64, "d_projection": 64,
     }  # fmt: skip
     found = {n: x for n, x in sizes.items() if isinstance(leaf(model, n), int) and leaf(model, n) > x}
     if grouped:

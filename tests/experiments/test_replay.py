@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import common, dpo, grpo, pretrain, replay
-from jaxllm import launch
+from jaxllm import exits, launch
 from jaxllm.core.types import UserError
 from jaxllm.train.checkpoint import newest_meta, restore_params
 from jaxllm.train.guard import NonFinite
@@ -100,7 +100,7 @@ def test_the_command_says_code_and_cure(capsys):
         error.add_note("The batch is kept")
         raise error
 
-    assert launch.guard(work, None, "again") == 70
+    assert exits.guard(work, None, "again") == 70
     shown = capsys.readouterr().err
     assert "from step 7 on" in shown and "The batch is kept" in shown and "Traceback" not in shown and shown.count("\n") == 1
 

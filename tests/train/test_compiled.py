@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm import launch
+from jaxllm import exits
 from jaxllm.core import sharding
 from jaxllm.train.compiled import Recompiled, counted, programs
 
@@ -90,5 +90,5 @@ def test_it_is_a_bug_by_its_exit_code(tmp_path, capsys):
     def work():
         raise Recompiled("the train step was compiled again")
 
-    assert launch.guard(work, tmp_path, "python -m x") == 70
+    assert exits.guard(work, tmp_path, "python -m x") == 70
     assert "the train step was compiled again" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import common
+from experiments import common, optimizers
 from jaxllm.core import sharding
 from jaxllm.core.types import UserError
 from jaxllm.losses import lm
@@ -27,9 +27,9 @@ BATCH = record([[d] for d in documents([13, 9, 12, 13, 8, 11, 13, 10])], 12)
 FLAT = optax.constant_schedule(1e-2)
 SETTINGS = SimpleNamespace(b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0)
 TXS = {
-    "adamw": common.adamw(FLAT, SETTINGS),
+    "adamw": optimizers.adamw(FLAT, SETTINGS),
     "adafactor": optim.adafactor(FLAT, smallest=8),  # so that small parameters are factored
-    "muon": common.muon(FLAT, SETTINGS),
+    "muon": optimizers.muon(FLAT, SETTINGS),
 }
 TXS["bfloat16"] = moments.stored(TXS["adamw"], "bfloat16")
 CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
