@@ -18,6 +18,7 @@ from jaxllm.generate import decode
 from jaxllm.losses import lm
 from jaxllm.models import decoder, flops
 from jaxllm.models.presets import preset
+from jaxllm.train.guard import guarded
 from jaxllm.train.optim import adamw
 from jaxllm.train.step import init_state, make_train_step
 
@@ -65,7 +66,7 @@ def optimizer() -> Any:
 
 def train_step(shape: Shape) -> tuple[dict, Callable[[int], None]]:
     """The train step of `experiments.pretrain`."""
-    model, tx = make_model(shape), optimizer()
+    model, tx = make_model(shape), guarded(optimizer())
     step = jax.jit(make_train_step(lm.loss(model), tx), donate_argnums=0)
     state, frozen = init_state({"policy": make_params(shape)}, tx)
     whole = (shape.batch, shape.length)
