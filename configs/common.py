@@ -19,7 +19,7 @@ def training(*, steps: int, batch_size: int, lr: float, log_every: int = 10, eva
     c.eval_every = eval_every  # 0: only at the end
     c.batch_size = batch_size
     c.accumulate = 1  # micro-batches per step
-    c.guard = ml_collections.ConfigDict(dict(sigma=6.0, patience=5))  # skip spikes; end after so many updates that are not finite
+    c.spike_sigma = 6.0  # skip updates whose loss or gradient is so many standard deviations up; 0: only what is not finite
     c.watchdog = 120.0  # least seconds without a step that end a hung run, with stacks; 0: never
     c.gates = True  # stop a run whose first steps are not what they must be
     c.profile = ""  # steps to trace, such as 10:15, into <workdir>/profile

@@ -152,7 +152,7 @@ def optimizer(config: Any, updates: int | None = None, around: Callable | None =
             raise UserError(f"optim.{name}={o[name]!r}: choose one of {', '.join(table)}")
     schedule = optim.warmup_cosine(o.lr, updates or config.steps, warmup=o.warmup, final=o.final)
     tx = OPTIMIZERS[o.name](schedule, o)
-    tx = guard.guarded(around(tx) if around else tx, sigma=config.guard.sigma)
+    tx = guard.guarded(around(tx) if around else tx, sigma=config.spike_sigma)
     if o.moments != "float32":
         moments.check_b2(o.moments, o.b2)
         tx = moments.stored(tx, o.moments)
@@ -222,7 +222,7 @@ def fit(
                     steps=config.steps, log=speed.logger(run, schedule, rates, line, tokens_per_step, last),
                     log_every=config.log_every, evaluate=judge, eval_every=config.eval_every or config.steps,
                     save=lambda s: store.save(whole(s), loader.state(int(s.step)), meta), save_every=config.save_every,
-                    save_seconds=config.save_seconds, again=store.again, watch=watch, patience=config.guard.patience,
+                    save_seconds=config.save_seconds, again=store.again, watch=watch,
                 )  # fmt: skip
         except guard.NonFinite as error:
             error.add_note(replay.keep(run, config, error, make_loader(columns, config.batch_size, config.seed)))

@@ -33,7 +33,7 @@ from jaxllm.report.files import (
 from jaxllm.report.secrets import clean, clean_message, redact, remember
 
 # settings that change no bit of the weights
-RESUMABLE = ("log_every", "save_every", "save_seconds", "keep", "guard.patience", "watchdog", "gates", "profile", "show_sharding")
+RESUMABLE = ("log_every", "save_every", "save_seconds", "keep", "watchdog", "gates", "profile", "show_sharding")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "jaxllm")
 ENVIRONMENT = ("XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_ENABLE_X64", "SLURM_JOB_ID")
 README = """A run of jaxllm: {experiment}

@@ -137,9 +137,8 @@ def test_other_settings_are_named_and_nothing_is_overwritten(run):
         runs.open_run(run.workdir, "toy", changed)
     assert str(error.value) == (
         f"Cannot resume {run.workdir}: more was not there, now 1; optim.lr was 0.001, now 0.003; "
-        "steps was 10, now 20. Only log_every, save_every, save_seconds, keep, gates, profile, show_sharding and the mesh may "
-        "change on resume. "
-        "To start a new run, give another --workdir"
+        "steps was 10, now 20. Only log_every, save_every, save_seconds, keep, watchdog, gates, profile, show_sharding "
+        "and the mesh may change on resume. To start a new run, give another --workdir"
     )
     assert {p.name: p.read_bytes() for p in run.workdir.iterdir()} == before
 
