@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments import classify, common, imagegpt, mlm, pretrain, reward, sft, t5, text2text
+from experiments import classify, common, imagegpt, mlm, pretrain, reading, reward, sft, t5, text2text
 from experiments.inspect.start import extended, preferences, start_of
 from jaxllm.data import chat, denoise, images, labelled, masking, pack, unpaired
 from jaxllm.data import pairs as pair_rows
-from jaxllm.data.text import read_rows
+from jaxllm.data.text import first_row
 from jaxllm.worlds import instr
 
 
@@ -36,8 +36,8 @@ def language(config: Any, run: Any, run_dir: str, shown: int) -> Data:
 
 
 def chats(config: Any, run: Any, run_dir: str, shown: int) -> Data:
-    rows, where = common.rows_of(config, lambda: instr.demonstrations(config.data.rows, seed=config.seed))
-    conversations = [chat.normalise(r, f"{where} row {i + 1}") for i, r in enumerate(rows)]
+    own = lambda: instr.demonstrations(config.data.rows, seed=config.seed)  # noqa: E731
+    conversations, where = common.rows_of(config, run, chat.normalise, own)
     train, _ = common.hold_out(conversations, config.data.held_out, config.seed)
     tokenizer = start_of(config, "sft", run).tokenizer
     columns, report = sft.encode(config, run, tokenizer, train, where, "train")
@@ -59,11 +59,10 @@ def pairs(config: Any, run: Any, run_dir: str, shown: int) -> Data:
 
 
 def rewards(config: Any, run: Any, run_dir: str, shown: int) -> Data:
-    given = read_rows(config.data.path) if config.data.path else []
-    if not given or not reward.is_ranked(given[0]):
+    if not config.data.path or not reward.is_ranked(first_row(config.data.path)):
         return pairs(config, run, run_dir, shown)
     where, tokenizer = config.data.path, start_of(config, "reward", run).tokenizer
-    rows = [reward.normalise_ranked(r, f"{where} row {i + 1}") for i, r in enumerate(given)]
+    rows = reading.checked(config, run, where, reward.normalise_ranked)
     train = rows if config.data.eval_path else common.hold_out(rows, 0.1, config.seed)[0]
     columns, report = reward.columns_of(tokenizer, train, config.data.length)
     pack.check_report(report, where)
@@ -78,8 +77,7 @@ _RANKED = ("ranked", "chosen", "rejected")
 def labels(config: Any, run: Any, run_dir: str, shown: int) -> Data:
     start, path = start_of(config, "kto", run), config.data.path
     if path:
-        given = read_rows(path)
-        rows, where = [r for i, row in enumerate(given) for r in unpaired.normalise_rows(row, f"{path} row {i + 1}")], path
+        rows, where = sum(reading.checked(config, run, path, unpaired.normalise_rows), []), path
     else:
         found, where = preferences(config, run, start, run_dir, shown)
         rows = [r for pair in found for r in unpaired.from_pair(pair)]
@@ -104,7 +102,7 @@ def masked(config: Any, run: Any, run_dir: str, shown: int) -> Data:
 
 
 def text_to_text(config: Any, run: Any, run_dir: str, shown: int) -> Data:
-    tasks = text2text.tasks_of(config) if config.objective == "text2text" else None
+    tasks = text2text.tasks_of(config, run) if config.objective == "text2text" else None
     texts, rows_with = t5.text_rows(config, run) if tasks is None else t5.task_rows(config, run, tasks)
     plain = start_of(config, "t5", run).tokenizer if config.init else pretrain.tokenizer_of(config, texts)
     tokenizer = denoise.with_sentinels(plain)
@@ -113,7 +111,7 @@ def text_to_text(config: Any, run: Any, run_dir: str, shown: int) -> Data:
 
 
 def classes(config: Any, run: Any, run_dir: str, shown: int) -> Data:
-    rows, _, where = classify.labelled_rows(config)
+    rows, _, where = classify.labelled_rows(config, run)
     texts = [str(value) for row in rows for value in row.values()]
     tokenizer = extended(config, run) if config.init else masking.extended(pretrain.tokenizer_of(config, texts))
     shape, found = labelled.encode(tokenizer, rows, where, config.data.length)

@@ -35,7 +35,7 @@ def trained(run_dir: str, base: Any, log: Any, mesh: Any) -> Any:
 
 def group(config: Any, run_dir: str, log: Any, rows: int) -> View:
     """GRPO and its siblings: groups of completions of the first prompts."""
-    train = tasks_of(config, "grpo")
+    train = tasks_of(config, log, "grpo")
     functions, weights = verifiable.parse_rewards(config.rewards, train)
     with common.open_mesh(config) as mesh:
         base = launch.load(config.init, default="sft", mesh=mesh)
@@ -73,7 +73,7 @@ def proximal(config: Any, run_dir: str, log: Any, rows: int) -> View:
     """PPO: a completion of each of the first prompts, with a reward model's score and GAE's advantage of every token."""
     if not config.reward_model:
         raise UserError("PPO's rewards are a reward model's: give --config.reward_model=RUN, or --run of a run that trained one")
-    prompts, where = ppo.prompts_of(config)
+    prompts, where = ppo.prompts_of(config, log)
     with common.open_mesh(config) as mesh:
         base, judge = launch.load(config.init, default="sft", mesh=mesh), launch.load(config.reward_model, "reward", mesh=mesh)
         common.same_tokenizer(base, judge)

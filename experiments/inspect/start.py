@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from experiments import common, pairs, pretrain
+from experiments import common, pairs, pretrain, reading
 from jaxllm import launch, settings
 from jaxllm.core.types import UserError
 from jaxllm.data import masking
@@ -28,10 +28,10 @@ class Start(NamedTuple):
 
 
 def notes(root: str = "") -> Any:
-    """What the data functions ask of a run: note and warn, whose lines are kept in `lines`, and path, under root."""
+    """What the data functions ask of a run: note and warn, with their lines in `lines`, and path, under root; it writes nothing."""
     lines: list[str] = []
     warn = lambda text, once=None: lines.append(f"warning: {text}")  # noqa: E731
-    return SimpleNamespace(note=lines.append, warn=warn, lines=lines, path=lambda *parts: Path(root, *parts))
+    return SimpleNamespace(note=lines.append, warn=warn, lines=lines, writes=False, path=lambda *parts: Path(root, *parts))
 
 
 def inside(config: Any, experiment: str, run_dir: str) -> None:
@@ -73,7 +73,7 @@ def extended(config: Any, run: Any) -> Any:
 def preferences(config: Any, run: Any, start: Start, run_dir: str, shown: int) -> tuple[list[dict], str]:
     """(pairs, where they come from): the file's; those that the run collected; some drawn now from the start; stand-ins."""
     if config.data.path:
-        rows = common.named_pairs(config.data.path)
+        rows = reading.checked(config, run, config.data.path, normalise_pair)
         kept = config.data.eval_path or not rows
         return (rows if kept else common.hold_out(rows, 0.1, config.seed)[0]), str(config.data.path)
     collected = Path(run_dir) / "pairs" / "train.jsonl"

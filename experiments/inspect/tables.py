@@ -25,18 +25,18 @@ def tasks_start(config: Any, run: Any, tasks: Any) -> Any:
     return start_of(config, "grpo", run, **{"data.path": path, "model.max_length": verifiable.CONTEXT})
 
 
-def tasks_of(config: Any, experiment: str) -> verifiable.Tasks:
+def tasks_of(config: Any, run: Any, experiment: str) -> verifiable.Tasks:
     """The tasks that an experiment trains on."""
     if experiment == "grpo":
         grpo.check(config)
-        return verifiable.split_tasks(config, min(8192, config.batch_size * config.steps), grpo.EVALUATED)[0]
+        return verifiable.split_tasks(config, run, min(8192, config.batch_size * config.steps), grpo.EVALUATED)[0]
     if experiment == "rejection_sampling":
-        return verifiable.split_tasks(config, config.prompts, rejection_sampling.EVALUATED)[0]
-    return feedback.tasks_of(config)[0]
+        return verifiable.split_tasks(config, run, config.prompts, rejection_sampling.EVALUATED)[0]
+    return feedback.tasks_of(config, run)[0]
 
 
 def problems(config: Any, run: Any, run_dir: str, shown: int, experiment: str) -> Data:
-    train = tasks_of(config, experiment)
+    train = tasks_of(config, run, experiment)
     if "gold" in train.rows[0]:
         functions, weights = verifiable.parse_rewards(config.rewards if "rewards" in config else "", train)
         run.note(f"reward: {' + '.join(f'{weights[n]:g} {n}' for n in functions)}")
@@ -49,7 +49,7 @@ def problems(config: Any, run: Any, run_dir: str, shown: int, experiment: str) -
 
 
 def prompts(config: Any, run: Any, run_dir: str, shown: int) -> Data:
-    texts, where = ppo.prompts_of(config)
+    texts, where = ppo.prompts_of(config, run)
     tokenizer = start_of(config, "ppo", run).tokenizer
     columns = completions.prompt_columns(tokenizer, texts, config.max_prompt, where)
     told = [chat.as_messages(p, "user", where) for p in texts]

@@ -98,12 +98,17 @@ def _checked(items: Iterator[Item], check: Callable[[Any, str], Any], on_error: 
         try:
             kept.append(check(make(), where))
         except UserError as error:
-            bad.append(str(error))
+            bad.append(_printable(str(error)))
             if len(bad) > MOST_NAMED:
                 break
     if bad and (on_error == "stop" or len(bad) > MOST_SKIPPED * seen):
         raise UserError(bad[0] + _how_many(len(bad), seen))
     return kept, bad
+
+
+def _printable(text: str) -> str:
+    """The text as one line that is safe to print: what it quotes of a row may hold line ends and a terminal's escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _how_many(bad: int, seen: int) -> str:

@@ -90,6 +90,12 @@ def test_more_bad_rows_are_refused_in_either_way(tmp_path):
         text.checked_rows(path, chat.normalise, on_error="ignore")
 
 
+def test_what_a_row_calls_itself_cannot_break_the_line(tmp_path):
+    path = many(tmp_path, {0: json.dumps({"a\nerror: b\x1b[2J": 1}), 1: json.dumps({"messages": ["\n"]})})
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 needs `messages`.* a\\nerror: b\\x1b\[2J"):
+        text.checked_rows(path, chat.normalise)
+
+
 def test_documents_are_skipped_too(tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join([json.dumps({"text": f"document {i}"}) for i in range(299)] + ['{"text": 3}']))

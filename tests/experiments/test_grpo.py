@@ -135,9 +135,9 @@ def test_bad_settings_are_one_line(base, problems, tmp_path, overrides, words):
 
 
 def test_other_kinds_of_rows_are_sent_where_they_belong(base, files, tmp_path):
-    with pytest.raises(UserError, match="row 1 looks like preference data.*experiments.dpo"):
+    with pytest.raises(UserError, match="jsonl:1 looks like preference data.*experiments.dpo"):
         start(base, files["pairs"], tmp_path / "a")
-    with pytest.raises(UserError, match="row 1 looks like SFT data.*experiments.sft"):
+    with pytest.raises(UserError, match="jsonl:1 looks like SFT data.*experiments.sft"):
         start(base, files["chat"], tmp_path / "b")
     with pytest.raises(UserError, match="has `prompt` but no `answer`"):
         start(base, files["prompts"], tmp_path / "c")

@@ -75,7 +75,7 @@ def test_the_annotator_knows_its_world_alone(start, files, tmp_path):
     with pytest.raises(UserError, match="annotator knows the instr world alone"):
         launch.start(iterative_dpo.main, "iterative_dpo", given, tmp_path / "run")
     chat_rows = {**given, "data.path": write_rows(tmp_path / "text.jsonl", [{"text": "a"}])}
-    with pytest.raises(UserError, match="row 1: fresh completions need a `prompt`"):
+    with pytest.raises(UserError, match="text.jsonl:1: fresh completions need a `prompt`"):
         launch.start(iterative_dpo.main, "iterative_dpo", chat_rows, tmp_path / "other")
 
 

@@ -118,5 +118,5 @@ def test_rows_of_another_kind_name_the_right_experiment(files, labelled, tmp_pat
         (sft, "sft", labelled, "experiments.kto"),
     ]
     for experiment, name, path, right in cases:
-        with pytest.raises(UserError, match=rf"row 1.*{right}"):
+        with pytest.raises(UserError, match=rf"jsonl:1 .*{right}"):
             launch.start(experiment.main, name, {"data.path": path, "init": "nowhere"}, tmp_path / name)
