@@ -174,3 +174,16 @@ def test_a_failing_group_advantage_is_not_a_zero(base, problems, tmp_path):
     path.write_text("def half(row):\n    return 1.0 if row['completion'] < 'm' else float('inf')\n")
     _, (first,) = start(base, problems, tmp_path / "run", rewards=f"{path}:half", steps=1, kl="none")
     assert 0 < first["rewards/excluded"] < 16 and first["train/reward"] == 1 and first["train/grad_norm"] == 0
+
+
+@pytest.mark.slow
+def test_programs_are_rewarded(base, tmp_path):
+    """The reward `code` in the loop: a model that writes no programs has 0, is not excluded, and nothing of it runs here."""
+    tests = [{"input": [1], "output": 2}]
+    path = write_rows(tmp_path / "code.jsonl", [{"prompt": f"say {i}", "function": "f", "tests": tests} for i in range(8)])
+    try:
+        _, steps = start(base, path, tmp_path / "run", steps=1, rewards="code + 0.1*ended")
+    except UserError as error:
+        pytest.skip(str(error))
+    assert steps[0]["rewards/code/mean"] == 0 and steps[0]["rewards/code/failures"] == steps[0]["rewards/excluded"] == 0
+    assert steps[0]["rewards/code/timeouts"] == 0
