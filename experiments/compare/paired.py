@@ -38,7 +38,7 @@ def over_seeds(records: list[Record]) -> list[Test]:
     tests = []
     for name in shared_metrics(records):
         sides = [[final(arm[s], name) for s in seeds] for arm in arms]
-        if None not in sides[0] + sides[1] and not name.startswith(("time/", "perf/")):
+        if None not in sides[0] + sides[1] and not name.startswith("perf/"):
             differences = [b - a for a, b in zip(*sides, strict=True)]
             tests.append(Test(name, f"{len(seeds)} seeds", paired(sides[1], sides[0]), sign_test(differences)))
     return tests

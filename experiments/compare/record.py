@@ -69,9 +69,9 @@ def final(record: Record, name: str) -> float | None:
 
 
 def shared_metrics(records: list[Record]) -> list[str]:
-    """The names that all runs have, losses first, times and speed last."""
-    own = [set(r.series) | set(r.result) for r in records]
-    order = lambda n: (n.startswith(("time/", "perf/")), not n.endswith("/loss"), not n.startswith("eval/"), n)  # noqa: E731
+    """The names that all runs have, losses first, speed last; the seconds of parts of the loop are no metrics of a model."""
+    own = [{n for n in [*r.series, *r.result] if not n.startswith("time/")} for r in records]
+    order = lambda n: (n.startswith("perf/"), not n.endswith("/loss"), not n.startswith("eval/"), n)  # noqa: E731
     return sorted(set.intersection(*own), key=order)
 
 

@@ -75,7 +75,7 @@ def curves(records: list[Record]) -> str:
     plots = []
     for metric in shared_metrics(records):
         lines = {n: r.series[metric] for n, r in zip(names, records, strict=True) if len(r.series.get(metric, ((), ()))[0]) > 1}
-        if len(lines) > 1 and not metric.startswith("time/"):
+        if len(lines) > 1:
             plots.append(figures.line_plot(lines, metric))
     return f'<h2>Curves</h2><div class="plots">{"".join(plots)}</div>' if plots else ""
 

@@ -16,7 +16,7 @@ OWN = """
   margin: 4px 0 10px; }
 .tokens span { border-radius: 3px; padding: 2px 0; box-shadow: inset 1px 0 0 #fff; }
 .t { border-bottom: 3px solid #15803d; font-weight: 600; } .down { border-bottom-color: #b91c1c; }
-.seg { color: #6b7280; font-size: 11px; margin: 0 3px 0 7px; } .pad { color: #9ca3af; font-style: italic; }
+.seg { color: #6b7280; font-size: 11px; margin: 0 3px 0 7px; } .pad { color: #9ca3af; font-style: italic; white-space: nowrap; }
 .row { border: 1px solid #e5e7eb; border-radius: 8px; padding: 8px 14px; margin: 12px 0; }
 .row h3 { margin: 4px 0; } .part { color: #6b7280; font-size: 13px; margin: 6px 0 0; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 0 22px; }
@@ -78,7 +78,7 @@ def page(view: View) -> str:
     body = (
         f'<h1>{title}</h1><p class="sub">{escape(on_loss(view))}</p><ul>{notes}</ul>'
         f'<p class="sub">{escape(counts_line(view))}</p>{lengths_svg(view)}'
-        f'<h2>The first {len(view.rows)} rows in the order of training</h2><p class="legend">{legend}'
+        f'<h2>First in the order of training</h2><p class="legend">{legend}'
         '<span class="t">trained</span></p>' + "".join(rows)
     )
     return (

@@ -116,7 +116,7 @@ def show(view: View, stream: TextIO | None = None, width: int = 0) -> list[str]:
     legend = "trained tokens are bold and underlined" if coloured else f"trained tokens stand between {marks[0]} and {marks[1]}"
     said = [f"{view.experiment} on {view.where}", *view.notes, on_loss(view, marks)]
     lines = [line for text in said for line in folded(text, width)] + ["", *histogram_lines(view.report, width, unicode), ""]
-    lines += folded(f"The first {len(view.rows)} rows in the order of training; {legend}.", width)
+    lines += folded(f"First in the order of training; {legend}.", width)
     for row in view.rows:
         lines += ["", visible(row.title), *(line for part in row.parts for line in part_lines(part, width, coloured, marks))]
         lines += folded(f"  reference answer: {row.answer}", width) if row.answer else []

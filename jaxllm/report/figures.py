@@ -236,7 +236,8 @@ def bar_plot(
             ends = (x, frame.py(value - error), x, frame.py(value + error))
             parts.append(_line(*ends, TEXT, 'stroke-width="1.5"'))
         top = min(y, zero, frame.py(value + error))
-        parts += [_text(x, top - 5, f"{value:.3g}", size=10), _text(x, height - BOTTOM + 17, name)]
+        said = f"{value:.3g}" if abs(value) < 1000 else tick_label(round(value))
+        parts += [_text(x, top - 5, said, size=10), _text(x, height - BOTTOM + 17, name)]
     parts.append(_line(LEFT, frame.py(0.0), width - RIGHT, frame.py(0.0), AXIS))
     return _svg(width, height, title, parts)
 

@@ -243,3 +243,18 @@ def test_roles_of_a_conversation_that_was_cut():
     part = tokens.given(tokenizer, whole[:30], "")
     (seen,) = tokens.with_roles([part], tokenizer, [[told[0]], told], 29, False)
     assert [t.role for t in seen.tokens] == ["user"] * 17 + ["assistant"] * 13
+
+
+def test_a_rollout_of_ppo_has_an_advantage_for_every_token(base, files, tmp_path):
+    pairs = {"steps": 1, "batch_size": 8, "init": str(base), "data.path": files["pairs"], "data.length": 32}
+    launch.start(reward.main, "reward", pairs, tmp_path / "reward")
+    given = {"data__path": files["prompts"], "batch_size": 8, "max_new_tokens": 8, "max_prompt": 32}
+    config = config_of("ppo", init=str(base), reward_model=str(tmp_path / "reward"), **given)
+    found = lens.view(config, "ppo", "", 3, str(tmp_path))
+    assert len(found.rows) == 3 and all(len(row.parts) == 1 for row in found.rows)
+    sampled = [t for row in found.rows for t in row.parts[0].tokens if t.weight]
+    advantages = np.array([float(re.match(r"advantage (\S+),", t.note)[1]) for t in sampled])
+    assert len(set(advantages)) > len(found.rows)  # GAE: one a token, not one a completion
+    assert abs(advantages.mean()) < 0.05 and advantages.std() == pytest.approx(1, abs=0.1)  # whitened over these rows
+    with pytest.raises(UserError, match="--config.reward_model"):
+        lens.view(config_of("ppo", init=str(base), **given), "ppo", "", 3, str(tmp_path))

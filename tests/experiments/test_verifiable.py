@@ -43,7 +43,9 @@ def test_a_part_is_held_out(tasks):
 def test_names_weights_and_arguments(tasks):
     spec = r"numeric + 0.5*format:it is \d+\.? + -2 * length:5 + ended + repetition"
     found = score(spec, tasks, ["it is 0.", "#### 7"])
-    assert list(found.columns) == ["numeric", "format", "length", "ended", "repetition"]
+    # readable is reported beside numeric, and weighs nothing
+    assert list(found.columns) == ["numeric", "format", "length", "ended", "repetition", "readable"]
+    assert found.columns["readable"].tolist() == [1.0, 1.0]
     np.testing.assert_allclose(found.values, [1 + 0.5 - 2 + 1, 0 + 0 - 2 + 1])
     np.testing.assert_allclose(score("abstention", tasks, ["0", "I think 7", "I don't know"]).values, [1, -2, 0])
     np.testing.assert_allclose(score("exact", tasks, ["#### 0", "x"]).values, [1, 0])
