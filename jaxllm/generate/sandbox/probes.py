@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxllm.generate.sandbox import runner, tiers
 
-_HEAD = "import glob, os, resource, socket, sys, time\n"
+_HEAD = "import ctypes, os, resource, socket, time\n"
 # the body of `def probe(given)`: true when it got through; an exception or false: closed
 PROBES = {
     "read a file that only its user may read": "return given['word'] in open(given['secret']).read()",
@@ -31,6 +31,7 @@ PROBES = {
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
+            ctypes.CDLL(None).prctl(15, given['word'][:15].encode(), 0, 0, 0)
             os.closerange(0, 64); time.sleep(20)
         os._exit(0)
     time.sleep(0.2)
@@ -59,18 +60,17 @@ def _open(made: runner.CodeRunner, body: str, limits: runner.Limits) -> bool:
         outcome = made.call(f"{_HEAD}def probe(given):\n    {body.strip()}", "probe", [[given]])
         value = outcome.values[0][0] if outcome.values else None
         if value == "left":
-            return bool(_left())
+            return _left(given["word"])
         return Path(given["outside"]).exists() if "outside" in body else bool(value)
 
 
-def _left() -> list[str]:
-    """Processes that still run the child's text."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def _left(word: str) -> bool:
+    """Whether a process that the probe named so still runs; a dead one that nobody has asked for does not."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            words = path.read_bytes().split(b"\0")
-            found += [path.parent.name] if runner.CHILD.encode() in words and path.parent.name != str(os.getpid()) else []
-    return found
+            if f"({word[:15]}) " in (text := path.read_text()) and f"({word[:15]}) Z" not in text:
+                return True
+    return False
 
 
 @contextlib.contextmanager

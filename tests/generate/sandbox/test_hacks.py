@@ -1,6 +1,6 @@
 """No program that does not add is paid for adding, in any tier; the control, which adds, is."""
 
-import os
+import tempfile
 import time
 
 import pytest
@@ -65,11 +65,11 @@ def test_what_never_ends_is_ended_and_counted_apart(tier, name, made):
 
 @tiers("unshare", "rlimits")
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_bounded(tier, name, made):
-    before = os.listdir("/tmp") if os.path.isdir("/tmp") else []
+def test_bombs_are_bounded(tier, name, made, tmp_path, monkeypatch):
+    made(tier)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert judged(made, tier, BOMBS[name]).value == 0.0
-    new = set(os.listdir("/tmp")) - set(before) if before else set()
-    assert not [n for n in new if n.startswith("jaxllm-code-")]
+    assert not list(tmp_path.iterdir())
     assert judged(made, tier, HONEST).value == 1.0  # and the next one finds room
 
 
