@@ -77,7 +77,7 @@ def curves(records: list[Record]) -> str:
         lines = {n: r.series[metric] for n, r in zip(names, records, strict=True) if len(r.series.get(metric, ((), ()))[0]) > 1}
         if len(lines) > 1:
             plots.append(figures.line_plot(lines, metric))
-    return f'<h2>Curves</h2><div class="plots">{"".join(plots)}</div>' if plots else ""
+    return f'<h3>Curves</h3><div class="plots">{"".join(plots)}</div>' if plots else ""
 
 
 def page(records: list[Record], tests: Sequence[Test]) -> str:
@@ -90,8 +90,9 @@ def page(records: list[Record], tests: Sequence[Test]) -> str:
             top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
             body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
             parts.append(f"<h3>{escape(name)}</h3><table><tr>{top}</tr>{body}</table>")
+    parts.insert(2 if config_differences(records) else 1, curves(records))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>compare {title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<style>{STYLE}</style></head>\n<body><main class="compare">\n{"".join(parts)}{curves(records)}\n</main></body></html>\n'
+        f'<style>{STYLE}</style></head>\n<body><main class="compare">\n{"".join(parts)}\n</main></body></html>\n'
     )

@@ -54,7 +54,7 @@ def lengths_svg(view: View) -> str:
     counts = view.report.get("lengths", {})
     if not counts:
         return ""
-    svg = figures.bar_plot(list(counts), list(counts.values()), "Lengths in tokens, before rows are cut", "examples")
+    svg = figures.bar_plot(list(counts), list(counts.values()), "Lengths in tokens", "examples")
     return f'<div class="plots main">{svg}</div>'
 
 
