@@ -28,7 +28,7 @@ class Start(NamedTuple):
 
 
 def notes(root: str = "") -> Any:
-    """What the data functions ask of a run: note and warn, their lines in `lines`; path, under root; it writes nothing."""
+    """What the data functions ask of a run, which writes nothing: note and warn, kept in `lines`, and path, under root."""
     lines: list[str] = []
     warn = lambda text, once=None: lines.append(f"warning: {text}")  # noqa: E731
     return SimpleNamespace(note=lines.append, warn=warn, lines=lines, writes=False, path=lambda *parts: Path(root, *parts))
