@@ -34,7 +34,7 @@ from jaxllm.train.step import make_train_step, split_trainable, trained_roots
 from jaxllm.train.watchdog import watchdog
 
 # what runs the steps; `replay` puts something else here
-LOOP: ContextVar[Callable] = ContextVar("loop", default=loop.fit)
+LOOP: ContextVar[Callable | None] = ContextVar("loop", default=None)
 NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "kto": "sft", "ppo": "sft"}
 
 
@@ -217,7 +217,7 @@ def fit(
         traced = profile.traced(step_fn, window if run.writes else None, int(state.step), run.path("profile"), run.note)
         try:
             with traced as step_fn:
-                state = LOOP.get()(
+                state = (LOOP.get() or loop.fit)(
                     step_fn, state, frozen, lambda i: sharding.put_batch(loader.batch(i), mesh), jax.random.key(config.seed),
                     steps=config.steps, log=speed.logger(run, schedule, rates, line, tokens_per_step, last),
                     log_every=config.log_every, evaluate=judge, eval_every=config.eval_every or config.steps,

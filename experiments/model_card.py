@@ -12,17 +12,17 @@ from jaxllm.convert.card import Facts, Stage
 from jaxllm.core import spec
 from jaxllm.core.types import UserError
 from jaxllm.models import decoder
-from jaxllm.report import files
+from jaxllm.report.secrets import redact
 from jaxllm.train import checkpoint
 
 LONGEST = 20  # runs of a chain
 
 
 def stage_of(meta, workdir):
-    config = files.redact(meta["config"])
+    config = redact(meta["config"])
     data = config.get("data", {})
     path = str(data.get("path") or "") if isinstance(data, dict) else ""
-    return Stage(meta["experiment"], int(meta["step"]), config, path, files.redact(environment(workdir).get("command", "")))
+    return Stage(meta["experiment"], int(meta["step"]), config, path, redact(environment(workdir).get("command", "")))
 
 
 def environment(workdir):

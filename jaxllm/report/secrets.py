@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
+PLAIN = {"auto"}  # values that ask for a secret to be made
 SHORTEST = 6  # characters of a value that is hidden wherever it stands; shorter ones only beside their name
 
 SURE = r"secret|passw(?:or)?d|passphrase|api_?key|access_?key|private_?key|credential"
@@ -110,7 +111,9 @@ def _forms(value: str) -> set[str]:
 
 def _without_value(match: re.Match) -> str:
     name, mid, value = match["name"], match["mid"], match["value"]
-    if not secret_name(name) or ("=" not in mid and mid[0] not in "\"'" and not re.search(f"(?i){SURE}", name)):
+    if not secret_name(name) or value.strip("'\"") in PLAIN:
+        return match[0]
+    if "=" not in mid and mid[0] not in "\"'" and not re.search(f"(?i){SURE}", name):
         return match[0]
     quote = value[0] if value[0] in "\"'" else ""
     return f"{name}{mid}{quote}{HIDDEN}{quote}"

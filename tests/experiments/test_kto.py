@@ -95,7 +95,7 @@ def settings(tree):
 def test_variants_and_unknown_losses():
     for name in VARIANTS:
         config = get_config(name)
-        assert config.loss == name and settings(config) <= 45
+        assert config.loss == name and settings(config) <= 47
         dpo.objective(config)
     assert (get_config("alphapo").beta, get_config("alphapo").hyper.alpha, get_config("orpo").nll_weight) == (2.0, 0.25, 1.0)
     with pytest.raises(UserError, match="unknown variant 'dop'.*simpo"):

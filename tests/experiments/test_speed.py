@@ -26,7 +26,7 @@ def run(files, tmp_path_factory):
         **TINY, "steps": 4, "save_every": 2, "data.path": files["text"], "mesh.fsdp": 2, "profile": "2:3", "show_sharding": True
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chips, "of", lambda kind: chips.Chip("toy", PEAK, 1, 1, 1, 1, 1))
+        patch.setattr(chips, "of", lambda kind: chips.Chip("toy", PEAK, 2**34, 1, 1, 1, 1))
         launch.start(pretrain.main, "pretrain", overrides, workdir)
     return workdir
 

@@ -56,7 +56,7 @@ def test_presets_take_changes_and_refuse_unknown_names():
 @pytest.mark.parametrize(
     "change,message",
     [
-        (dict(n_heads=5), r"n_heads=5 does not divide model.d_model=16: use n_heads=2 or 4, or d_model=15"),
+        (dict(n_heads=5), r"n_heads=5 does not divide model.d_model=16: use n_heads=2 or 4, or d_model=10 or 20"),
         (dict(n_kv_heads=3), r"n_kv_heads=3 does not divide model.n_heads=4"),
         (dict(head_dim=5), "head dimension 5 is odd"),
         (dict(positions="alibi"), "model.positions='alibi': choose one of rope, learned"),
