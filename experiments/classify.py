@@ -76,6 +76,7 @@ def trunk_of(config, rows, mesh):
         model, params, tokenizer = base.model, base.params[base.meta["roots"][0]], base.tokenizer
     if isinstance(model.config, pooled.PooledConfig):
         model = pooled.trunk_of(model.config)
+        params = {name: leaves for name, leaves in params.items() if name != "classifier"}  # another head's scores
     if isinstance(model.config, encoder.EncoderConfig):
         model = encoder.make(dataclasses.replace(model.config, mlm=False, tied=True))
     full = masking.extended(tokenizer)

@@ -194,6 +194,9 @@ def test_pretraining_with_next_sentences_is_a_trunk_too(files, labelled, tmp_pat
     launch.start(classify.main, "classify", overrides, tmp_path / "run")
     before, after = params_of(tmp_path / "mlm", "policy"), params_of(tmp_path / "run", "classifier")
     assert 0 < np.abs(np.asarray(after["pooler"]["kernel"]) - np.asarray(before["pooler"]["kernel"])).max() < 0.01
+    # the two scores of next sentences are not taken for those of five labels
+    assert before["classifier"]["kernel"].shape[1] == 2 and after["classifier"]["kernel"].shape[1] == 5
+    assert all(np.isfinite(m["train/loss"]) for m in steps_of(tmp_path / "run"))
 
 
 def test_built_in_tasks_are_of_the_seed_and_have_several_labels():
