@@ -50,8 +50,13 @@ def test_adapters_of_dpo_pass(base, files, tmp_path):
     assert [v.ok for v in found.values()] == [True] * 4, found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", CONFIGS)
+PUSHED = ("sft", "dpo", "grpo")  # the others, a quarter of an hour, by hand or nightly: -m soak
+
+
+TIER = {x: pytest.mark.slow if x in PUSHED else pytest.mark.soak for x in CONFIGS}
+
+
+@pytest.mark.parametrize("experiment", [pytest.param(x, marks=TIER[x]) for x in CONFIGS])
 def test_every_shipped_config_passes(experiment, tmp_path):
     found, said = examined(experiment, tmp_path)
     assert not failed(found), failed(found)
