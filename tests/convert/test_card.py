@@ -40,7 +40,7 @@ def test_everything_that_is_known_is_on_the_card():
 
 
 def test_what_is_not_known_is_left_out():
-    head, body = parts(card(Facts("mine", 1, CONFIG, (PPO,), source="/home/x/base"), "SomethingElse"))
+    head, body = parts(card(Facts("mine", 1, CONFIG, (PPO,), source="/models/base"), "SomethingElse"))
     assert head == {"library_name": "transformers", "tags": ["jaxllm", "ppo"]}
     assert "None: the run has no result for this checkpoint." in body and "# ppo: its command was not recorded" in body
     assert "not recorded |" in body and "No licence is stated" in body and "what the experiment has built in" in body
