@@ -60,23 +60,29 @@ def build(cls: Any, values: dict[str, Any]) -> Any:
         raise UserError(f"incomplete model settings: {error}") from None
 
 
-PLAIN = {int: (int,), float: (int, float), str: (str,), bool: (bool,), types.NoneType: (types.NoneType,)}
+WIDER = {float: (int, float)}  # an int is a float too, as it comes out of JSON
 
 
 def _check(hint: Any, value: Any, name: str) -> None:
-    """UserError when a field of plain values holds another kind; other fields are their own records' to check."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
-    if not all(option in PLAIN for option in options):
-        return
-    allowed = tuple(kind for option in options for kind in PLAIN[option])
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in options):
-        kinds = " or ".join(option.__name__ for option in options)
+    """UserError when a field holds another kind than it is annotated with."""
+    if not any(_is(option, value) for option in _options(hint)):
+        kinds = " or ".join(getattr(option, "__name__", str(option)) for option in _options(hint))
         raise UserError(f"model setting {name}={str(value)[:40]!r}: expected {kinds}")
 
 
+def _is(kind: Any, value: Any) -> bool:
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(typing.get_args(kind)[0], part) for part in value)
+    kind = typing.get_origin(kind) or kind
+    return isinstance(value, WIDER.get(kind, kind)) and (kind is bool or not isinstance(value, bool))
+
+
+def _options(hint: Any) -> tuple:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+
+
 def _as(hint: Any, value: Any) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
-    for option in options:
+    for option in _options(hint):
         if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             return build(option, dict(value))
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):

@@ -240,6 +240,7 @@ def _abstract(x: Any) -> Any:
 
 
 META = {"model": dict, "roots": list, "tokenizer": str, "config": dict, "step": int}  # what is read of a run's meta
+LORA = {"rank": int, "alpha": (int, float), "match": str, "scaling": str}  # and of each of its adapters, where there are any
 
 
 def run_meta(workdir: Path | str, step: int | None = None) -> dict:
@@ -248,13 +249,27 @@ def run_meta(workdir: Path | str, step: int | None = None) -> dict:
         meta = newest_meta(workdir, step)
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{workdir}: the meta of its checkpoint is not readable ({str(error)[:80]}): name another step") from None
-    for name, kind in META.items():
-        if not isinstance(meta, dict) or not isinstance(meta.get(name), kind):
-            raise UserError(
-                f"{workdir}: `{name}` is missing in its checkpoint's meta, or no {kind.__name__}: it was not written by jaxllm, "
-                "or changed since; name another step"
-            )
+    if fault := _meta_fault(meta):
+        raise UserError(
+            f"{workdir}: {fault} in its checkpoint's meta: it was not written by jaxllm, or changed since; name another step"
+        )
     return meta
+
+
+def _meta_fault(meta: Any) -> str | None:
+    """The first part of a meta that is not what a run writes."""
+    missing = lambda x, kinds: [n for n, kind in kinds.items() if not isinstance(x, dict) or not isinstance(x.get(n), kind)]  # noqa: E731
+    for name in missing(meta, META):
+        return f"`{name}` is missing or no {META[name].__name__}"
+    if not meta["roots"] or not all(isinstance(root, str) for root in meta["roots"]):
+        return "`roots` is no list of names"
+    adapters = meta.get("lora", {})
+    if not isinstance(adapters, dict):
+        return "`lora` is no dict"
+    for root, given in adapters.items():
+        if bad := missing(given, LORA) or sorted(given.keys() - LORA.keys()):
+            return f"`lora/{root}/{bad[0]}` is missing or of another type"
+    return None
 
 
 def newest_meta(workdir: Path | str, step: int | None = None) -> dict:

@@ -188,8 +188,9 @@ def load(run):
 def test_what_a_checkpoint_says_of_itself(kept, run, tmp_path):
     meta = json.loads(next(run.glob("checkpoints/*/meta/metadata")).read_text())
     meta = {name: meta[name] for name in ("model", "roots", "tokenizer", "config", "step", "lora")} | {"config": {}}
+    adapted = {**meta, "lora": {"policy": {"rank": 2, "alpha": 4.0, "match": "attention/q/kernel", "scaling": "standard"}}}
 
-    @fuzzed(12 if kept else 40, changed=mutated(meta).map(json.dumps) | scrambled(json.dumps(meta).encode()))
+    @fuzzed(12 if kept else 40, changed=(mutated(meta) | mutated(adapted)).map(json.dumps) | scrambled(json.dumps(meta).encode()))
     def check(changed):
         copy = shutil.copytree(run, tmp_path / "copy")
         try:
