@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxllm import cluster
+from jaxllm import cluster, ranges
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FLAGS = {"workdir": "", "debug": False, **cluster.FLAGS}
@@ -189,7 +189,7 @@ def check_overrides(config: Any, overrides: Mapping[str, Any], prefix: str = "")
                 raise ValueError("expected a value")
         except ValueError as error:
             errors.append(f"{shown}: {error}; it is {now!r} by default")
-    return values, errors
+    return values, errors + ranges.mistakes({name: values.get(name, now) for name, (_, now) in settings.items()}, prefix)
 
 
 # ---- the command line

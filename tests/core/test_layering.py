@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "jaxllm"
-TOP = {"launch", "exits", "settings", "cluster"}  # the top-level modules that join folders
+TOP = {"launch", "exits", "settings", "cluster", "ranges"}  # the top-level modules that join folders
 # what comes out of a published file is a model of ours, and that is a function of models/ alone
 ALSO = {"convert": {"models"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
