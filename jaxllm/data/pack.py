@@ -42,6 +42,7 @@ def pad(examples: Sequence[Example], length: int) -> tuple[Record, Report]:
 
 def split_long(example: Example, length: int) -> list[Example]:
     """Pieces of at most length + 1 tokens that overlap by one, so that every target is trained once."""
+    _check_length(length)
     last = len(example.tokens) - 1
     if last <= length:
         return [example]
@@ -85,10 +86,14 @@ def trained(example: Example, length: int) -> bool:
     return bool(example.mask[1 : length + 1].any())
 
 
-def _fit(examples: Sequence[Example], length: int) -> tuple[list[Example], Report]:
-    """The examples that fit and train something, and the report's counts so far."""
+def _check_length(length: int) -> None:
     if length < 1:
         raise UserError(f"config.data.length={length} must be at least 1")
+
+
+def _fit(examples: Sequence[Example], length: int) -> tuple[list[Example], Report]:
+    """The examples that fit and train something, and the report's counts so far."""
+    _check_length(length)
     lengths = np.fromiter((len(e.tokens) for e in examples), np.int64, len(examples))
     kept = [
         e if m <= length + 1 else Example(e.tokens[: length + 1], e.mask[: length + 1])

@@ -112,6 +112,13 @@ def test_split_long_trains_every_target_exactly_once(m):
         assert pack.pack(pieces, 5)[1]["truncated"] == 0
 
 
+@pytest.mark.parametrize("cut", [pack.pack, pack.pad, lambda examples, length: pack.split_long(examples[0], length)])
+def test_a_row_has_a_length(cut):
+    for length in (0, -3):
+        with pytest.raises(UserError, match=f"config.data.length={length} must be at least 1"):
+            cut([example(1, 2, 3)], length)
+
+
 def test_report_counts_what_is_cut_dropped_and_untrained():
     cut_away = example(1, 2, 3, 4, 5, 6, mask=[False] * 4 + [True] * 2)
     first_only = example(1, 2, mask=[True, False])
