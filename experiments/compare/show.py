@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from experiments.compare.paired import Test, conclusion, notes
+from experiments.compare.paired import Test
 from experiments.compare.record import Record, config_differences, final, provenance, shared_metrics, short_names
+from experiments.compare.verdict import conclusion, notes
 from jaxllm.report import figures
 from jaxllm.report.html import STYLE
 
@@ -25,12 +27,18 @@ def metric_rows(records: list[Record]) -> list[list[str]]:
     for name in shared_metrics(records):
         values = [final(r, name) for r in records]
         difference = [f"{values[1] - values[0]:+.3g}"] if len(records) == 2 else []
-        rows.append([name, *("-" if v is None else f"{v:.4g}" for v in values), *difference])
+        rows.append([name, *(f"{v:.4g}" for v in values), *difference])
     return rows
 
 
 def test_rows(tests: Sequence[Test]) -> list[list[str]]:
-    return [[t.name, str(t.difference), f"{t.p:.2g}" if t.proves else "-", t.over] for t in tests]
+    rows = []
+    for t in tests:
+        mean, low, high, _ = t.difference
+        known = "-" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
+        ps = ("-" if math.isnan(p) else f"{p:.2g}" for p in (t.p, t.adjusted))
+        rows.append([t.name, f"{mean:+.3g}", known, *ps, t.over])
+    return rows
 
 
 def tables(records: list[Record], tests: Sequence[Test]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -42,7 +50,7 @@ def tables(records: list[Record], tests: Sequence[Test]) -> list[tuple[str, list
     return [
         ("Settings that differ", ["setting", *names], settings),
         ("At the end", ["metric", *names, *last], metric_rows(records)),
-        ("Paired tests, 95 % intervals", ["metric", "second - first", "sign test p", "over"], test_rows(tests)),
+        ("Paired differences", ["metric", "second - first", "95 % interval", "p", "p by Holm", "over"], test_rows(tests)),
         ("Where they come from", ["", *names], origin),
     ]
 
