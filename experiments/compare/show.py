@@ -14,7 +14,7 @@ from experiments.compare.paired import Test
 from experiments.compare.record import Record, config_differences, final, provenance, shared_metrics, short_names
 from experiments.compare.verdict import conclusion, notes
 from jaxllm.report import figures
-from jaxllm.report.html import STYLE
+from jaxllm.report.html import document
 
 
 def number(value: Any) -> str:
@@ -99,8 +99,4 @@ def page(records: list[Record], tests: Sequence[Test]) -> str:
             body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
             parts.append(f"<h3>{escape(name)}</h3><table><tr>{top}</tr>{body}</table>")
     parts.insert(2 if config_differences(records) else 1, curves(records))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>compare {title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<style>{STYLE}</style></head>\n<body><main class="compare">\n{"".join(parts)}\n</main></body></html>\n'
-    )
+    return document(f"compare {' · '.join(short_names(records))}", "".join(parts), kind="compare")

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from jaxllm.core.types import UserError
 from jaxllm.report import diagnosis, figures
 from jaxllm.report.console import duration, quantity
 from jaxllm.report.files import flatten, read_json, read_jsonl, write_atomic
@@ -63,14 +64,27 @@ def write_report(run_dir: Path | str) -> Path:
     for stage in stages:
         name = escape(stage.name)
         body += [f'<h2 id="{name}">{name} {_badge(stage)}</h2>', *_sections(stage)]
-    title = escape(f"{_experiment(run_dir)} · {run_dir.resolve().name}")
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
-    )
-    write_atomic(run_dir / "report.html", page)
+    write_atomic(run_dir / "report.html", document(f"{_experiment(run_dir)} · {run_dir.resolve().name}", "\n".join(body)))
     return run_dir / "report.html"
+
+
+def document(title: str, body: str, style: str = "", kind: str = "report") -> str:
+    """A whole page of `body`, which is HTML; the title is text. Without scripts or links. kind: the class of its main part."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<style>{STYLE}{style}</style></head>\n<body><main class="{kind}">\n{body}\n</main></body></html>\n'
+    )
+
+
+def check_page(out: str, kind: str, tool: str) -> Path:
+    """The path of --out. UserError when it cannot be written, or is there and no page of this kind, which `tool` writes."""
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise UserError(f"--out={out}: no directory {path.parent}: make it first")
+    if path.exists() and (not path.is_file() or f'<main class="{kind}">' not in path.read_text("utf-8", "replace")):
+        raise UserError(f"--out={out} is there and is no page of {tool}: give another name")
+    return path
 
 
 def stages_of(run_dir: Path) -> list[Path]:
