@@ -78,12 +78,12 @@ def text(records: list[Record], tests: Sequence[Test], width: int = 0) -> list[s
 
 
 def curves(records: list[Record]) -> str:
-    """A figure for each metric that two runs or more have logged twice."""
+    """A figure for each metric that two runs or more have logged twice, and that is not one number throughout."""
     names = short_names(records)
     plots = []
     for metric in shared_metrics(records):
         lines = {n: r.series[metric] for n, r in zip(names, records, strict=True) if len(r.series.get(metric, ((), ()))[0]) > 1}
-        if len(lines) > 1:
+        if len(lines) > 1 and not figures.constant([ys for _, ys in lines.values()]):
             plots.append(figures.line_plot(lines, metric))
     return f'<h3>Curves</h3><div class="plots">{"".join(plots)}</div>' if plots else ""
 
@@ -97,6 +97,6 @@ def page(records: list[Record], tests: Sequence[Test]) -> str:
         if rows:
             top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
             body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-            parts.append(f"<h3>{escape(name)}</h3><table><tr>{top}</tr>{body}</table>")
+            parts.append(f"<h3>{escape(name)}</h3><div class='wide'><table><tr>{top}</tr>{body}</table></div>")
     parts.insert(2 if config_differences(records) else 1, curves(records))
     return document(f"compare {' · '.join(short_names(records))}", "".join(parts), kind="compare")
