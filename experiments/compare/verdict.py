@@ -23,9 +23,9 @@ def conclusion(records: list[Record], tests: list[Test]) -> list[str]:
     if len(arms) == 1:
         lines.append("All runs have the same settings but for the seed: their spread is what a seed does, and nothing else.")
     else:
-        counts = ", ".join(str(len(arm)) for arm in arms[:4]) + ", ..." * (len(arms) > 4)
+        counts = " and ".join(str(len(arm)) for arm in arms[:4]) + " and more" * (len(arms) > 4)
         lines.append(
-            f"{len(arms)} settings, with {counts} seeds: a difference may be the seed's, and nothing is proved. "
+            f"{len(arms)} settings with {counts} seeds: a difference may be the seed's, and nothing is proved. "
             f"Run two settings with the same {LEAST} seeds or more (--config.seed=1, 2, ...) and give all of the runs."
         )
     if any(t.over.endswith("prompts") for t in tests):

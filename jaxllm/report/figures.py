@@ -47,7 +47,7 @@ def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[
     power = max(10.0 ** math.floor(math.log10(raw)), 1.0 if whole else 0.0)
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999 and not (whole and power * m % 1))
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def tick_label(value: float) -> str:

@@ -36,10 +36,11 @@ def texts(svg):
         (0, 0.5, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
         (-1, 1, [-1, -0.5, 0, 0.5, 1]),
         (3, 3, [3]),
+        (0, 4e-13, [0, 1e-13, 2e-13, 3e-13, 4e-13]),
     ],
 )
 def test_ticks_are_round(low, high, expected):
-    assert figures.ticks(low, high) == pytest.approx(expected)
+    assert figures.ticks(low, high) == pytest.approx(expected, abs=0)
 
 
 @pytest.mark.parametrize(
