@@ -97,7 +97,7 @@ def test_steps_have_whole_ticks():
     assert figures.ticks(1, 16, 6, whole=True) == [5, 10, 15] and figures.ticks(0, 2, 6, whole=True) == [0, 1, 2]
     shown = texts(figures.line_plot({"a": (range(1, 17), range(1, 17))}, "t"))
     assert not any("." in text for text in filter(None, shown))
-    assert "0.5" in texts(figures.line_plot({"a": ([0.0, 0.25, 1.0], [0, 1, 4])}, "t"))
+    assert "0.2" in texts(figures.line_plot({"a": ([0.0, 0.25, 1.0], [0, 1, 4])}, "t"))
 
 
 def test_rounding_is_drawn_as_a_flat_line_and_ticks_differ():
@@ -121,7 +121,7 @@ def test_long_names_and_many_bars_stay_inside():
     assert all(len(text) < 75 for text in found) and any(text.endswith("/end") for text in found)
     labels = [f"<={2**i}" for i in range(3, 18)]
     bars = ElementTree.fromstring(figures.bar_plot(labels, [1.0] * 15, "t")).iter(f"{NAME}text")
-    sizes = {t.text: float(t.get("font-size")) for t in bars if t.text.startswith("<=")}
+    sizes = {t.text: float(t.get("font-size")) for t in bars if (t.text or "").startswith("<=")}
     assert list(sizes) == labels and all(0.6 * size * len(name) < 448 / 15 + 1 for name, size in sizes.items())
 
 
