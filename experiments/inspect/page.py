@@ -18,6 +18,7 @@ MOST = 40_000  # tokens of a view: a browser is to open what is written, about 5
 OWN = """
 .tokens { font: 13.5px/2 ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; white-space: pre-wrap;
   margin: 4px 0 10px; }
+.tokens span, .seg { unicode-bidi: isolate; }
 .tokens span { border-radius: 3px; padding: 2px 0; box-shadow: inset 1px 0 0 #fff; }
 .system { background: #f3e8ff; } .user { background: #dbeafe; } .assistant { background: #dcfce7; } .tool { background: #cffafe; }
 .image { background: #ffedd5; } .text { background: #f3f4f6; }
@@ -27,7 +28,8 @@ OWN = """
 .row h3 { margin: 4px 0; } .part { color: #6b7280; font-size: 13px; margin: 6px 0 0; overflow-wrap: anywhere; }
 .row img { image-rendering: pixelated; border-radius: 4px; margin-top: 6px; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr)); gap: 0 22px; }
-.legend { font-size: 13px; line-height: 2; } .legend span { border-radius: 3px; padding: 1px 8px; margin-right: 8px; }
+.legend { font-size: 13px; line-height: 2; } .legend span { border-radius: 3px; padding: 0 8px; margin-right: 8px;
+  display: inline-block; }
 """
 
 

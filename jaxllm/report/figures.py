@@ -247,7 +247,7 @@ def bar_plot(
     frame = Frame(width, height, 34, (-0.5, len(shown) - 0.5), (low, high if max(ends) > 0 else 0.0))
     parts = _axes(frame, "", ylabel, x_ticks=False)
     slot = (width - LEFT - RIGHT) / len(shown)
-    small = max(6.0, min(11.0, slot / (0.6 * max(len(name) for name, _, _ in shown))))  # labels beside one another
+    small = max(6.0, min(11.0, slot / (0.7 * max(len(name) for name, _, _ in shown))))  # labels beside one another
     for i, (name, value, error) in enumerate(shown):
         x, zero, y = frame.px(i), frame.py(0.0), frame.py(value)
         wide = 0.62 * slot
@@ -261,7 +261,7 @@ def bar_plot(
         top = min(y, zero, frame.py(value + error))
         said = f"{value:.3g}" if abs(value) < 1000 else tick_label(round(value))
         parts.append(_text(x, top - 5, said, size=10))
-        parts.append(_text(x, height - BOTTOM + 17, fitted(name, slot, small), size=round(small, 1)))
+        parts.append(_text(x, height - BOTTOM + 17, fitted(name, 1.2 * slot, small), size=round(small, 1)))
     parts.append(_line(LEFT, frame.py(0.0), width - RIGHT, frame.py(0.0), AXIS))
     return _svg(width, height, title, parts)
 

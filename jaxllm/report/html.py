@@ -47,7 +47,7 @@ td.share { width: 40%; } td.share i { display: block; height: 12px; margin-top: 
 td.text { white-space: pre-wrap; overflow-wrap: anywhere;
   font: 12.5px/1.45 ui-monospace, Menlo, Consolas, monospace; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
-.plots svg { width: 100%; height: auto; } .figures img { max-width: 100%; }
+.plots svg { width: 100%; max-width: 640px; height: auto; } .figures img { max-width: 100%; }
 .plots svg, .figures img { border: 1px solid #eef0f3; border-radius: 8px; }
 .figures { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
 .plots.main { grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); }
