@@ -88,6 +88,10 @@ def curves(records: list[Record]) -> str:
     return f'<h3>Curves</h3><div class="plots">{"".join(plots)}</div>' if plots else ""
 
 
+def _cells(row: list[str]) -> str:
+    return "".join(f'<td class="n">{escape(cell)}</td>' for cell in row)
+
+
 def page(records: list[Record], tests: Sequence[Test]) -> str:
     """The comparison as a file without scripts or links."""
     title = escape(" · ".join(short_names(records)))
@@ -96,7 +100,7 @@ def page(records: list[Record], tests: Sequence[Test]) -> str:
     for name, head, rows in tables(records, tests):
         if rows:
             top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-            body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+            body = "".join(f"<tr><td>{escape(row[0])}</td>{_cells(row[1:])}</tr>" for row in rows)
             parts.append(f"<h3>{escape(name)}</h3><div class='wide'><table><tr>{top}</tr>{body}</table></div>")
     parts.insert(2 if config_differences(records) else 1, curves(records))
     return document(f"compare {' · '.join(short_names(records))}", "".join(parts), kind="compare")

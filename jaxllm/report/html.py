@@ -51,7 +51,10 @@ td.text { white-space: pre-wrap; overflow-wrap: anywhere;
 .plots svg, .figures img { border: 1px solid #eef0f3; border-radius: 8px; }
 .figures { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
 .plots.main { grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); }
-@media (max-width: 560px) { .plots, .plots.main { grid-template-columns: 1fr; } }
+@media (max-width: 560px) {
+  .plots, .plots.main { grid-template-columns: 1fr; } td, th { padding: 4px 5px; } .wide td.text { min-width: 130px; }
+  td:not(.n) { overflow-wrap: anywhere; min-width: 88px; }
+}
 pre { background: #f6f7f9; border-radius: 8px; padding: 10px 14px; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 details { margin: 10px 0; } summary { cursor: pointer; color: #374151; font-weight: 600; font-size: 14px; }
