@@ -45,13 +45,19 @@ def export(source, target, *, stage="", dtype="", architecture="", license=""):
     return hf.save(target, loaded.model, loaded.params["policy"], loaded.tokenizer, card=written, **more)
 
 
-def export_adapter(source, target, *, stage="", architecture=""):
-    """The adapters of a run as a directory that PEFT loads onto the exported base; the architecture that they are for."""
+def export_adapter(source, target, *, stage="", architecture="", license=""):
+    """The adapters of a run as a directory with a card that PEFT loads onto the base; the architecture that they are for."""
     loaded = launch.load(source, stage or None, merged=False)
     given = loaded.meta.get("lora", {}).get("policy")
     if given is None:
         raise UserError(f"{loaded.workdir}: was trained without adapters of a policy: export its weights, without --adapter")
     adapters, more = loaded.params["policy"]["lora"], {n: given[n] for n in ("alpha", "scaling")}
+    facts = model_card.facts_of(loaded, target, license=license, adapter=True)
+
+    def written(name, parameters):
+        return card(facts._replace(adapter=facts.adapter._replace(parameters=parameters)), name)
+
+    more |= {"base": facts.adapter.base, "card": written}
     return peft.save(target, loaded.model, adapters, architecture=architecture or None, **more)
 
 
@@ -134,7 +140,7 @@ def main(source="", target="", stage="", dtype="", architecture="", kind="pretra
     if is_run(source) and adapter:
         if dtype or base:
             raise UserError("--dtype is for whole weights, --base for adapters that are taken in: an adapter is float32")
-        architecture = export_adapter(source, target, stage=stage, architecture=architecture)
+        architecture = export_adapter(source, target, stage=stage, architecture=architecture, license=license)
         return print(f"{target}: an adapter for {architecture}, as PEFT loads it")
     if is_run(source):
         architecture = export(source, target, stage=stage, dtype=dtype, architecture=architecture, license=license)

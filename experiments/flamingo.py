@@ -46,15 +46,24 @@ def asked(pictures, seed):
     return [(k, *q) for i in range(len(kinds)) for j, (k, q) in enumerate(world.questions(pictures, i).items()) if j == kinds[i]]
 
 
+def sentences(config):
+    """The rows that the decoder learns its language from."""
+    return [{"text": f"{q} {a}"} for _, q, a in asked(world.draw(6000, config.seed + 2), config.seed + 2)]
+
+
+def words_of(rows):
+    """The tokenizer of the words of rows."""
+    return images.word_tokenizer(sorted({word for r in rows for word in r["text"].split()}))
+
+
 def language(config, run):
     """The run of a decoder that has read questions with other pictures' answers: it knows how answers look, and none of them."""
     if config.init:
         return config.init
-    rows = [{"text": f"{q} {a}"} for _, q, a in asked(world.draw(6000, config.seed + 2), config.seed + 2)]
+    rows = sentences(config)
     text, words = run.path("language.jsonl"), run.path("words", "tokenizer.json")
     text.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    vocabulary = sorted({word for r in rows for word in r["text"].split()})
-    tokenizers.save(images.word_tokenizer(vocabulary), words.parent)
+    tokenizers.save(words_of(rows), words.parent)
     return common.need("pretrain", "", config, run, **LANGUAGE, **{"data.path": str(text), "tokenizer": str(words.parent)})
 
 

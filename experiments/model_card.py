@@ -8,7 +8,8 @@ from pathlib import Path
 
 from experiments.common import NEEDS
 from jaxllm import launch
-from jaxllm.convert.card import Facts, Stage
+from jaxllm.convert import hub
+from jaxllm.convert.card import Adapter, Facts, Stage
 from jaxllm.core import spec
 from jaxllm.core.types import UserError
 from jaxllm.models import decoder
@@ -31,12 +32,26 @@ def environment(workdir):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def lineage(meta, workdir, default):
-    """(stages from the first run to this one, what the first was taken in from): by `init`, as far as the runs are there."""
+def start_of(meta, workdir):
+    """(directory, step or None) of the run that a run began from: its `init`, or what it trained first in its own directory.
+
+    None where it began from nothing; UserError where that run is not there.
+    """
+    default = {**NEEDS, "pretrain": "", "flamingo": "pretrain", "classify": "mlm"}.get(meta["experiment"], "sft")
+    if start := meta["config"].get("init"):
+        return launch.find_stage(start, default=default)
+    own = workdir / default
+    return (own, None) if default and (own / "checkpoints").is_dir() else None
+
+
+def lineage(meta, workdir):
+    """(stages from the first run to this one, what the first was taken in from), as far as the runs are there."""
     found = [stage_of(meta, workdir)]
-    while len(found) < LONGEST and (start := meta["config"].get("init")):
+    while len(found) < LONGEST:
         try:
-            workdir, step = launch.find_stage(start, default=default.get(meta["experiment"]))
+            if (start := start_of(meta, workdir)) is None:
+                break
+            workdir, step = start
             meta = checkpoint.newest_meta(workdir, step)
         except (UserError, OSError):
             break
@@ -55,13 +70,28 @@ def result_of(loaded):
     return numbers, tuple(result.get("claims", ()))
 
 
-def facts_of(loaded, target, *, license=""):
-    """Facts for `convert.card.card` of a loaded run that is exported to `target`."""
-    stages, source = lineage(loaded.meta, loaded.workdir, NEEDS)
+def adapter_of(loaded, stages, source):
+    """The Adapter of a run that was loaded with its adapters apart. The weights below it are the published ones it came from
+    only where no stage before has trained."""
+    given = loaded.meta["lora"]["policy"]
+    base = source if hub.NAME.fullmatch(source) and not any(stage.step for stage in stages[:-1]) else ""
+    try:
+        where, step = start_of(loaded.meta, loaded.workdir) or ("", None)
+        run = str(where) + f"@{step}" * (step is not None)
+    except UserError:  # the run is gone: its name is what is left
+        run = str(loaded.meta["config"].get("init", ""))
+    return Adapter(given["rank"], given["alpha"], given["scaling"], given["match"], base, run)
+
+
+def facts_of(loaded, target, *, license="", adapter=False):
+    """Facts for `convert.card.card` of a loaded run that is exported to `target`, or of its adapters alone."""
+    stages, source = lineage(loaded.meta, loaded.workdir)
     metrics, claims = result_of(loaded)
     env, config = environment(loaded.workdir), loaded.model.config
-    parameters = decoder.published_count(config) if isinstance(config, decoder.DecoderConfig) else spec.count(loaded.model.specs)
+    whole = {name: tree for name, tree in loaded.model.specs.items() if name != "lora"}
+    parameters = decoder.published_count(config) if isinstance(config, decoder.DecoderConfig) else spec.count(whole)
     return Facts(
         Path(target).name, parameters, config, stages, source, metrics, claims,
         {n: v for n, v in env.get("versions", {}).items() if n in ("jaxllm", "jax")}, str(env.get("git") or ""), license,
+        adapter_of(loaded, stages, source) if adapter else None,
     )  # fmt: skip

@@ -10,7 +10,6 @@ Of two runs, samples of the same prompts are tested over prompts. Nothing is con
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from experiments.compare import paired, show
 from experiments.compare.record import read, shared_metrics
@@ -18,18 +17,9 @@ from jaxllm import launch, settings
 from jaxllm.core.types import UserError
 from jaxllm.report.console import say
 from jaxllm.report.files import write_atomic
+from jaxllm.report.html import check_page
 
 FLAGS = {"out": ""}
-
-
-def check_out(out):
-    """The path of --out. UserError when it cannot be written, or is another file."""
-    path = Path(out)
-    if not path.parent.is_dir():
-        raise UserError(f"--out={out}: no directory {path.parent}: make it first")
-    if path.exists() and (path.is_dir() or 'class="compare"' not in path.read_text(encoding="utf-8", errors="replace")):
-        raise UserError(f"--out={out} is there and is no page of experiments.compare: give another name")
-    return path
 
 
 def run(argv=None):
@@ -42,7 +32,7 @@ def run(argv=None):
             raise UserError(
                 f"give two runs or more, each once, not {' '.join(runs) or 'none'}: experiments.compare runs/a runs/b"
             )
-        path = check_out(out) if out else None
+        path = check_page(out, "compare", "experiments.compare") if out else None
         records = [read(given) for given in runs]
         if not shared_metrics(records):
             kinds = ", ".join(f"{r.name} is a run of {r.experiment}" for r in records)

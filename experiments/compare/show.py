@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import textwrap
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from experiments.compare.paired import Test, conclusion, notes
+from experiments.compare.paired import Test
 from experiments.compare.record import Record, config_differences, final, provenance, shared_metrics, short_names
+from experiments.compare.verdict import conclusion, notes
 from jaxllm.report import figures
-from jaxllm.report.html import STYLE
+from jaxllm.report.html import document
 
 
 def number(value: Any) -> str:
@@ -25,12 +27,18 @@ def metric_rows(records: list[Record]) -> list[list[str]]:
     for name in shared_metrics(records):
         values = [final(r, name) for r in records]
         difference = [f"{values[1] - values[0]:+.3g}"] if len(records) == 2 else []
-        rows.append([name, *("-" if v is None else f"{v:.4g}" for v in values), *difference])
+        rows.append([name, *(f"{v:.4g}" for v in values), *difference])
     return rows
 
 
 def test_rows(tests: Sequence[Test]) -> list[list[str]]:
-    return [[t.name, str(t.difference), f"{t.p:.2g}" if t.proves else "-", t.over] for t in tests]
+    rows = []
+    for t in tests:
+        mean, low, high, _ = t.difference
+        known = "-" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
+        ps = ("-" if math.isnan(p) else f"{p:.2g}" for p in (t.p, t.adjusted))
+        rows.append([t.name, f"{mean:+.3g}", known, *ps, t.over])
+    return rows
 
 
 def tables(records: list[Record], tests: Sequence[Test]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -42,7 +50,7 @@ def tables(records: list[Record], tests: Sequence[Test]) -> list[tuple[str, list
     return [
         ("Settings that differ", ["setting", *names], settings),
         ("At the end", ["metric", *names, *last], metric_rows(records)),
-        ("Paired tests, 95 % intervals", ["metric", "second - first", "sign test p", "over"], test_rows(tests)),
+        ("Paired differences", ["metric", "second - first", "95 % interval", "p", "p by Holm", "over"], test_rows(tests)),
         ("Where they come from", ["", *names], origin),
     ]
 
@@ -70,14 +78,18 @@ def text(records: list[Record], tests: Sequence[Test], width: int = 0) -> list[s
 
 
 def curves(records: list[Record]) -> str:
-    """A figure for each metric that two runs or more have logged twice."""
+    """A figure for each metric that two runs or more have logged twice, and that is not one number throughout."""
     names = short_names(records)
     plots = []
     for metric in shared_metrics(records):
         lines = {n: r.series[metric] for n, r in zip(names, records, strict=True) if len(r.series.get(metric, ((), ()))[0]) > 1}
-        if len(lines) > 1:
+        if len(lines) > 1 and not figures.constant([ys for _, ys in lines.values()]):
             plots.append(figures.line_plot(lines, metric))
     return f'<h3>Curves</h3><div class="plots">{"".join(plots)}</div>' if plots else ""
+
+
+def _cells(row: list[str]) -> str:
+    return "".join(f'<td class="n">{escape(cell)}</td>' for cell in row)
 
 
 def page(records: list[Record], tests: Sequence[Test]) -> str:
@@ -88,11 +100,7 @@ def page(records: list[Record], tests: Sequence[Test]) -> str:
     for name, head, rows in tables(records, tests):
         if rows:
             top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-            body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-            parts.append(f"<h3>{escape(name)}</h3><table><tr>{top}</tr>{body}</table>")
+            body = "".join(f"<tr><td>{escape(row[0])}</td>{_cells(row[1:])}</tr>" for row in rows)
+            parts.append(f"<h3>{escape(name)}</h3><div class='wide'><table><tr>{top}</tr>{body}</table></div>")
     parts.insert(2 if config_differences(records) else 1, curves(records))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>compare {title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<style>{STYLE}</style></head>\n<body><main class="compare">\n{"".join(parts)}\n</main></body></html>\n'
-    )
+    return document(f"compare {' · '.join(short_names(records))}", "".join(parts), kind="compare")

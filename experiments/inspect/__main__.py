@@ -6,7 +6,7 @@
 
 The rows come from the experiment's own data functions, in the order of training. RL stages show prompts; given weights (--run, or
 --config.init for GRPO) they also sample completions and show rewards and advantages. --experiment says whose config it is where
-the file's name does not.
+the file's name does not. Of a quickstart's run every stage is shown.
 """
 
 from __future__ import annotations
@@ -24,45 +24,49 @@ from jaxllm import launch, settings
 from jaxllm.core.types import UserError
 from jaxllm.report.console import say
 from jaxllm.report.files import flatten, read_json, write_atomic
+from jaxllm.report.html import check_page, stages_of
 
 FLAGS = {"rows": 8, "out": "", "run": "", "experiment": ""}
-MARK = 'class="legend"'  # in every page of ours
 
 
 def of_run(run):
-    """(config, experiment) of a run directory. UserError when it is none."""
-    root = Path("runs/latest" if run == "latest" else run.partition("@")[0])
-    stored, experiment = read_json(root / "config.json"), read_json(root / "env.json").get("experiment")
-    if not stored or not experiment:
+    """[(config, experiment, run)] of a run directory `<dir>[@step]`, or of its stages where it has no data of its own.
+
+    UserError when there is nothing to show.
+    """
+    text, _, step = run.partition("@")
+    root = Path("runs/latest" if text == "latest" else text)
+    if not (root / "config.json").is_file():
         raise UserError(f"--run={run}: no run directory (it has no config.json): give the directory that a run printed")
-    if not settings.config_path(experiment).is_file():
-        raise UserError(f"--run={run}: a run of {experiment}, which has no config file: give one of its stages")
+    kind = read_json(root / "env.json").get("experiment")
+    if kind in tables.EXPERIMENTS:
+        return [(config_of(root, kind), kind, str(root) + f"@{step}" * bool(step))]
+    kinds = {stage: read_json(stage / "env.json").get("experiment") for stage in stages_of(root)}
+    found = [(config_of(stage, of), of, str(stage)) for stage, of in kinds.items() if of in tables.EXPERIMENTS]
+    if not found:
+        raise UserError(f"--run={run}: a run of {kind}, which has no data to show and no stage that has")
+    return found
+
+
+def config_of(root, experiment):
+    """A run's settings in the config of its experiment."""
     config = settings.load_config(settings.config_path(experiment))
     known = settings.settings_of(config)
     with config.unlocked():
-        values = {k: settings.coerce(v, known[k][0]) for k, v in flatten(stored) if k in known and v is not None}
+        stored = flatten(read_json(root / "config.json"))
+        values = {k: settings.coerce(v, known[k][0]) for k, v in stored if k in known and v is not None}
         config.update_from_flattened_dict(values)
-    return config, experiment
-
-
-def check_out(out):
-    """The path of --out. UserError before anything is computed when it cannot be written."""
-    path = Path(out)
-    if not path.parent.is_dir():
-        raise UserError(f"--out={out}: no directory {path.parent}: make it first")
-    if path.exists() and (path.is_dir() or MARK not in path.read_text(encoding="utf-8", errors="replace")):
-        raise UserError(f"--out={out} is there and is no page of experiments.inspect: give another name")
-    return path
+    return config
 
 
 def view(config, experiment, run, rows, root):
     """The view of a config's data; with weights, of a rollout."""
-    log = notes(root)
+    log, directory = notes(root), run.partition("@")[0]
     with config.unlocked():
-        inside(config, experiment, run)
+        inside(config, experiment, directory)
     if experiment in rollout.ROLLOUTS and (run or config.init):
         return rollout.ROLLOUTS[experiment](config, run, log, rows)
-    data = tables.data_of(config, experiment, log, run, rows)
+    data = tables.data_of(config, experiment, log, directory, rows)
     return view_of(data, config, experiment, log.lines, rows)
 
 
@@ -82,12 +86,13 @@ def run(argv=None):
             raise UserError(f"--rows={rows}: show at least 1")
         if run and by_file:
             raise UserError("give --config or --run: a run has its own config")
-        path = check_out(out) if out else None
-        config, experiment = of_run(run) if run else (config, experiment or named)
-        with tempfile.TemporaryDirectory() as root:
-            found = view(config, experiment, run, rows, root)
-        for line in show(found):
-            say(line)
+        path = check_page(out, "inspect", "experiments.inspect") if out else None
+        wanted, found = of_run(run) if run else [(config, experiment or named, "")], []
+        for each in wanted:
+            with tempfile.TemporaryDirectory() as root:
+                found.append(view(*each, rows, root))
+            for line in [""] * (len(found) > 1) + show(found[-1]):
+                say(line)
         if path:
             write_atomic(path, page(found))
             say(f"\npage     {path}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments import classify, common, imagegpt, mlm, pretrain, reading, reward, sft, t5, text2text
+from experiments import classify, common, flamingo, imagegpt, mlm, pretrain, reading, reward, sft, t5, text2text
 from experiments.inspect.start import extended, preferences, start_of
 from jaxllm.data import chat, denoise, images, labelled, masking, pack, unpaired
 from jaxllm.data import pairs as pair_rows
 from jaxllm.data.text import first_row
+from jaxllm.worlds import images as image_world
 from jaxllm.worlds import instr
 
 
@@ -125,3 +126,12 @@ def pixels(config: Any, run: Any, run_dir: str, shown: int) -> Data:
     colours = len(found.palette)
     tokenizer = images.word_tokenizer([str(i) for i in range(colours)])
     return Data(images.records(found.train, colours), tokenizer, config.data.path or "drawn images", {})
+
+
+def pictured(config: Any, run: Any, run_dir: str, shown: int) -> Data:
+    pictures = image_world.draw(config.data.images, config.seed, size=config.model.vision.size)
+    own = lambda: flamingo.words_of(flamingo.sentences(config))  # noqa: E731
+    tokenizer = start_of(config, "flamingo", run).tokenizer if config.init else own()
+    columns = flamingo.rows_of(config, tokenizer, pictures, flamingo.asked(pictures, config.seed))
+    run.note("each image stands before its row's first token; text sees it by cross-attention alone")
+    return Data(columns, tokenizer, "drawn images", {})

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common, completions, grpo, ppo, verifiable
+from experiments.inspect.roles import with_roles
 from experiments.inspect.rows import View, example_of, first_rows
 from experiments.inspect.tables import tasks_of
-from experiments.inspect.tokens import Part, Shown, sequence, with_roles
+from experiments.inspect.tokens import Part, Shown, sequence
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
@@ -111,9 +112,9 @@ def _view(experiment: str, where: str, log: Any, tokenizer: Any, batch: dict, fo
         parts = [_completion(tokenizer, batch, k, float(rewards[k]), f"completion {k - at.start + 1}") for k in at]
         shown.append(Shown(f"prompt {row + 1}", [_as_told(part, tokenizer, told[i]) for part in parts], answers[i]))
     mask = np.asarray(batch["mask"])
-    lengths = histogram(mask.sum(axis=1))
+    report = {"lengths": histogram(mask.sum(axis=1)), "of": "completions"}
     positions = int((batch["segments"] != 0).sum())
-    return View(experiment, where, log.lines, shown, int(mask.sum()), positions, example_of(shown), {"lengths": lengths})
+    return View(experiment, where, log.lines, shown, int(mask.sum()), positions, example_of(shown), report)
 
 
 def _completion(tokenizer: Any, batch: dict, i: int, reward: float, name: str) -> Part:

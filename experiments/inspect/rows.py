@@ -9,9 +9,12 @@ import numpy as np
 
 from experiments import common
 from experiments.inspect.data import Data
-from experiments.inspect.tokens import Part, Shown, corrupted, given, sequence, with_roles
+from experiments.inspect.roles import with_roles
+from experiments.inspect.tokens import Part, Shown, corrupted, given, sequence, with_images
 from jaxllm.core.types import UserError
+from jaxllm.data import images
 from jaxllm.data.loader import make_loader
+from jaxllm.worlds.images import palette
 
 
 class View(NamedTuple):
@@ -56,28 +59,42 @@ def parts_of(data: Data, row: Any) -> list[Part]:
         every = np.atleast_2d(row["tokens"])
         return [given(t, ids[seen != 0], "") for ids, seen in zip(every, np.atleast_2d(row["segments"]), strict=True)]
     source = row.get("inputs")
-    if not isinstance(source, dict) or "tokens" not in source:
+    if not isinstance(source, dict):
         return [sequence(t, row)]
+    if "pixels" in source:
+        pictures = [images.png(images.grid(palette()[x][None], 1, gap=0, scale=8)) for x in source["pixels"]]
+        return [with_images(sequence(t, row), source, row["segments"], pictures)]
     use = source["segments"] != 0
     return [given(t, source["tokens"][use], "input", source["segments"][use]), sequence(t, row, "target")]
 
 
-def shown(data: Data, i: int) -> Shown:
-    """A row with its title and, where there is one, its reference answer or label."""
-    row = common.take(data.columns, i)
-    parts, title, answer = parts_of(data, row), f"row {i + 1}", ""
-    if "label" in row and "completion" in row:
-        title += ": good" if row["label"] else ": bad"
-    if "lengths" in row and len(data.answers):
-        answer = data.answers[i]
-    elif "label" in row and len(data.answers):
-        answer = str(data.answers[int(row["label"])])
-    parts = [
-        part
-        for p in parts
-        for part in with_roles([p], data.tokenizer, data.messages.get(_side(p), ()), data.length, p.name == "prompt")
-    ]
-    return Shown(title, parts, answer)
+def shown(data: Data, index: Any) -> list[Shown]:
+    """Rows with their titles and, where there is one, their reference answer or label."""
+    rows = []
+    for i in map(int, index):
+        row = common.take(data.columns, i)
+        title, answer = f"row {i + 1}", ""
+        if "label" in row and "completion" in row:
+            title += ": good" if row["label"] else ": bad"
+        if "lengths" in row and len(data.answers):
+            answer = data.answers[i]
+        elif "label" in row and len(data.answers):
+            answer = str(data.answers[int(row["label"])])
+        rows.append(Shown(title, parts_of(data, row), answer))
+    return _told(data, rows)
+
+
+def _told(data: Data, rows: list[Shown]) -> list[Shown]:
+    """The rows with roles. Conversations are encoded once for all parts of a side, however far apart training takes them."""
+    parts = [part for row in rows for part in row.parts]
+    for side in dict.fromkeys(map(_side, parts)):
+        at = [i for i, part in enumerate(parts) if _side(part) == side]
+        told = data.messages.get(side, ())
+        named = with_roles([parts[i] for i in at], data.tokenizer, told, data.length, side == "prompt")
+        for i, part in zip(at, named, strict=True):
+            parts[i] = part
+    ready = iter(parts)
+    return [row._replace(parts=[next(ready) for _ in row.parts]) for row in rows]
 
 
 def _side(part: Part) -> str:
@@ -110,7 +127,7 @@ def view_of(data: Data, config: Any, experiment: str, notes: list[str], n: int) 
     if found is not None and not found[0]:
         why = "answers are missing, or lie beyond config.data.length"
         raise UserError(f"{data.where}: none of its {found[1]:,} tokens is trained: {why}")
-    rows = [shown(data, int(i)) for i in first_rows(data.columns, config, n)]
+    rows = shown(data, first_rows(data.columns, config, n))
     trained, positions = found or (0, 0)
     return View(experiment, data.where, notes, rows, trained, positions, example_of(rows), _lengths(data))
 

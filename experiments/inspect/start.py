@@ -16,7 +16,7 @@ from jaxllm.models import decoder, families
 from jaxllm.train.checkpoint import newest_meta
 from jaxllm.worlds import instr, instr_labelers, instr_words
 
-BEFORE = {"sft": "pretrain"}  # which stage a run trains first where it is given none; the others need SFT
+BEFORE = {"sft": "pretrain", "flamingo": "pretrain"}  # which stage a run trains first where it is given none; the others need SFT
 
 
 class Start(NamedTuple):

@@ -11,6 +11,7 @@ from experiments import completions, feedback, grpo, ppo, rejection_sampling, ve
 from experiments.inspect import data
 from experiments.inspect.data import Data
 from experiments.inspect.start import start_of
+from jaxllm import settings
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
 
@@ -62,14 +63,24 @@ def _problems(experiment: str) -> Callable[..., Data]:
 
 EXPERIMENTS: dict[str, Callable[[Any, Any, str, int], Data]] = {
     "pretrain": data.language, "moe": data.language, "lstm": data.language, "mlm": data.masked, "t5": data.text_to_text,
-    "imagegpt": data.pixels, "classify": data.classes, "sft": data.chats, "reward": data.rewards, "dpo": data.pairs,
-    "kto": data.labels, "ppo": prompts,
+    "imagegpt": data.pixels, "flamingo": data.pictured, "classify": data.classes, "sft": data.chats, "reward": data.rewards,
+    "dpo": data.pairs, "kto": data.labels, "ppo": prompts,
     **{name: _problems(name) for name in ("grpo", "rejection_sampling", "iterative_dpo", "rlaif")},
 }  # fmt: skip
 
 
+INSTEAD = {  # what has no data of its own to show, and what to look at
+    "quickstart": "it trains one stage after another: --config=configs/sft.py shows one, --run=DIR all of a quickstart's run",
+    "best_of_n": "it trains nothing: --config=configs/rejection_sampling.py with its data.path and init shows the same tasks",
+    "pairs": "it trains nothing: --config=configs/dpo.py --config.data.path=DIR/train.jsonl shows what a run of it wrote",
+}
+
+
 def data_of(config: Any, experiment: str, run: Any, run_dir: str, shown: int) -> Data:
     """The data of an experiment, `shown` rows of which will be looked at. UserError when it has none to show."""
-    if experiment not in EXPERIMENTS:
-        raise UserError(f"--experiment={experiment}: no data to show, choose one of {', '.join(EXPERIMENTS)}")
-    return EXPERIMENTS[experiment](config, run, run_dir, shown)
+    if experiment in EXPERIMENTS:
+        return EXPERIMENTS[experiment](config, run, run_dir, shown)
+    why = INSTEAD.get(experiment, f"choose one of {', '.join(EXPERIMENTS)}")
+    if settings.config_path(f"studies.{experiment}").is_file():
+        why = "a study trains runs of its own below its directory: --run=DIR shows their rows, where it has kept them"
+    raise UserError(f"--experiment={experiment}: no data to show: {why}")

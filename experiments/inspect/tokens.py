@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxllm.core.types import UserError
-from jaxllm.data import chat
+IMAGE = -1  # the id of an image, which is no token
 
 
 class Token(NamedTuple):
-    """weight: in the loss, 0 where the token is not trained; note: what else is known of it."""
+    """weight: in the loss, 0 where the token is not trained; note: what else is known of it; id: IMAGE where an image stands."""
 
     id: int
     text: str
@@ -24,12 +23,31 @@ class Token(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One sequence of a row: a side of a pair, a completion. padding: positions behind its end; facts: reward and the like."""
+    """One sequence of a row: a side of a pair, a completion. padding: positions behind its end; facts: reward and the like.
+
+    pictures: PNG files of its images.
+    """
 
     name: str
     tokens: list[Token]
     padding: int = 0
     facts: str = ""
+    pictures: tuple[bytes, ...] = ()
+
+    @property
+    def size(self) -> str:
+        """57 tokens, 18 trained."""
+        real = [t for t in self.tokens if t.id != IMAGE]
+        images = len(self.tokens) - len(real)
+        said = f"{len(real):,} tokens, {sum(t.weight != 0 for t in real):,} trained"
+        return said + f", {images} image{'s' * (images > 1)}" * bool(images)
+
+
+def cut(tokens: Sequence[Token], most: int) -> tuple[Sequence[Token], int, Sequence[Token]]:
+    """(the first, how many are left out, the last): at most `most` tokens, both ends of a long sequence."""
+    if len(tokens) <= most:
+        return tokens, 0, ()
+    return tokens[: most // 2], len(tokens) - most, tokens[len(tokens) - (most - most // 2) :]
 
 
 class Shown(NamedTuple):
@@ -38,6 +56,13 @@ class Shown(NamedTuple):
     title: str
     parts: list[Part]
     answer: str = ""
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token; a tokenizer of words, which keeps no spaces, has one before each word but the first."""
+    found = [tokenizer.piece(int(i)) for i in ids]
+    spaced = tokenizer.decode([0, 1]) == f"{tokenizer.piece(0)} {tokenizer.piece(1)}"
+    return [found[0], *(" " + piece for piece in found[1:])] if spaced and found else found
 
 
 def sequence(tokenizer: Any, row: Any, name: str = "", notes: Sequence[str] | None = None, facts: str = "") -> Part:
@@ -51,8 +76,8 @@ def sequence(tokenizer: Any, row: Any, name: str = "", notes: Sequence[str] | No
         at = np.flatnonzero(row["segments"] == segment)
         ids = [int(row["tokens"][at[0]]), *row["targets"][at].tolist()]
         weights, said = [0.0, *weight[at]], ["", *([""] * len(at) if notes is None else [notes[i] for i in at])]
-        for position, (token, w, note) in enumerate(zip(ids, weights, said, strict=True)):
-            tokens.append(Token(token, tokenizer.piece(token), "text", segment, position, float(w), note))
+        for position, (token, text, w, note) in enumerate(zip(ids, pieces(tokenizer, ids), weights, said, strict=True)):
+            tokens.append(Token(token, text, "text", segment, position, float(w), note))
     return Part(name, tokens, int((row["segments"] == 0).sum()), facts)
 
 
@@ -71,47 +96,18 @@ def corrupted(tokenizer: Any, row: Mapping[str, np.ndarray]) -> Part:
 def given(tokenizer: Any, ids: Sequence[int], name: str, segments: Sequence[int] | None = None) -> Part:
     """Tokens that are only read: a prompt, an encoder's inputs."""
     at = [1] * len(ids) if segments is None else segments
-    numbered = enumerate(zip(ids, at, strict=True))
-    return Part(name, [Token(int(t), tokenizer.piece(int(t)), "text", int(s), i) for i, (t, s) in numbered])
+    numbered = enumerate(zip(ids, pieces(tokenizer, ids), at, strict=True))
+    return Part(name, [Token(int(t), text, "text", int(s), i) for i, (t, text, s) in numbered])
 
 
-# ---- roles
-
-
-def segments_of(part: Part) -> list[tuple[int, ...]]:
-    """The ids of each of a part's segments."""
-    return [tuple(t.id for t in part.tokens if t.segment == segment) for segment in dict.fromkeys(t.segment for t in part.tokens)]
-
-
-def with_roles(parts: list[Part], tokenizer: Any, conversations: Iterable[Any], length: int, prompt: bool) -> list[Part]:
-    """The parts with the roles of the conversations that their segments are; a segment that is none's stays text.
-
-    Conversations are encoded again until all are found. length: where rows were cut, 0 for nowhere; prompt: they end with the
-    opening of the assistant's turn.
-    """
-    wanted, found = {ids for part in parts for ids in segments_of(part)}, {}
-    for messages in conversations:
-        if not wanted - found.keys():
-            break
-        whole = chat.encode_chat(tokenizer, messages, generation_prompt=prompt).tokens.tolist()
-        ids = tuple(whole[: length + 1] if length else whole)
-        if ids in wanted:
-            found[ids] = _roles(tokenizer, messages, len(whole))[: len(ids)]
-    return [part._replace(tokens=_renamed(part, found)) for part in parts]
-
-
-def _renamed(part: Part, found: Mapping[tuple[int, ...], list[str]]) -> list[Token]:
-    roles = [role for ids in segments_of(part) for role in found.get(ids, ["text"] * len(ids))]
-    return [token._replace(role=role) for token, role in zip(part.tokens, roles, strict=True)]
-
-
-def _roles(tokenizer: Any, messages: Any, n: int) -> list[str]:
-    """A role for each of n tokens: a prefix of the messages encodes to a prefix of the tokens."""
-    roles: list[str] = []
-    for i, message in enumerate(messages):
-        try:
-            end = len(chat.encode_chat(tokenizer, messages[: i + 1]).tokens)
-        except UserError:  # a template that takes no conversation without an answer
-            continue
-        roles += [message["role"]] * (end - len(roles))
-    return (roles + ["assistant"] * n)[:n]
+def with_images(part: Part, source: Mapping[str, np.ndarray], segments: np.ndarray, pictures: Sequence[bytes]) -> Part:
+    """The part of a row with its images where text sees them first: before the position in the row that `starts` names."""
+    tokens = list(part.tokens)
+    for i in reversed(np.flatnonzero(source["segments"])):
+        segment = int(source["segments"][i])
+        position = int(source["starts"][i]) - int(np.flatnonzero(segments == segment)[0])
+        at = next((k for k, t in enumerate(tokens) if t.segment == segment and t.position >= position), len(tokens))
+        size = " x ".join(str(n) for n in source["pixels"][i].shape)
+        note = "no token: every token from here to the next image looks at it"
+        tokens.insert(at, Token(IMAGE, f"[image {i + 1}: {size}]", "image", segment, position, 0.0, note))
+    return part._replace(tokens=tokens, pictures=tuple(pictures))

@@ -24,10 +24,26 @@ class Stage(NamedTuple):
     command: str = ""
 
 
+class Adapter(NamedTuple):
+    """Low-rank adapters that are exported without the weights below them: of so many numbers, on kernels that match.
+
+    base: the published model that they are for, by its name on the hub; run: else the run whose export they are for.
+    """
+
+    rank: int
+    alpha: float
+    scaling: str
+    match: str
+    base: str = ""
+    run: str = ""
+    parameters: int = 0
+
+
 class Facts(NamedTuple):
     """What is known. lineage: from the first run to the one that is exported, which `source` may precede: a published model.
 
-    metrics and claims: of the run's result.json; None where it has none, or where it is not of this checkpoint.
+    metrics and claims: of the run's result.json; None where it has none, or where it is not of this checkpoint. adapter: what is
+    exported, where it is not the whole model, whose `parameters` are the base's.
     """
 
     name: str
@@ -40,6 +56,7 @@ class Facts(NamedTuple):
     versions: Mapping[str, str] = {}
     commit: str = ""
     license: str = ""
+    adapter: Adapter | None = None
 
 
 def card(facts: Facts, architecture: str) -> str:
@@ -63,13 +80,16 @@ def card(facts: Facts, architecture: str) -> str:
 def front_matter(facts: Facts, architecture: str) -> dict[str, Any]:
     """The head of the card, without what is not known."""
     named = [stage.data.removeprefix("hf:").split(":")[0] for stage in facts.lineage if stage.data.startswith("hf:")]
+    base = facts.adapter.base if facts.adapter else facts.source
+    base = base if _on_hub(base) else ""
+    kind = ["lora", *([f"base_model:adapter:{base}"] if base else [])] if facts.adapter else []
     found = {
-        "license": facts.license, "base_model": facts.source if _on_hub(facts.source) else "",
+        "license": facts.license, "base_model": base,
         "datasets": list(dict.fromkeys(named)),
         "pipeline_tag": next((tag for end, tag in PIPELINES.items() if architecture.endswith(end)), ""),
-        "library_name": "transformers",
+        "library_name": "peft" if facts.adapter else "transformers",
         "metrics": [name.removeprefix("eval/") for name in facts.metrics or {} if name.startswith("eval/")],
-        "tags": ["jaxllm", *([facts.lineage[-1].experiment] if facts.lineage else [])],
+        "tags": ["jaxllm", *([facts.lineage[-1].experiment] if facts.lineage else []), *kind],
     }  # fmt: skip
     return {name: value for name, value in found.items() if value}
 
@@ -86,11 +106,15 @@ def _what(facts: Facts, architecture: str) -> str:
     context = f" and a context of {length:,} tokens" if length else ""
     made = f"The checkpoint of stage `{last.experiment}` of jaxllm {facts.versions.get('jaxllm', '')}".rstrip()
     size = f"{facts.parameters:,} parameters, a vocabulary of {c.vocab_size:,}{context}"
-    return f"`{architecture}` with {size}. {made} at step {last.step:,}."
+    if (a := facts.adapter) is None:
+        return f"`{architecture}` with {size}. {made} at step {last.step:,}."
+    how = f"LoRA of rank {a.rank}, alpha {a.alpha:g} and {a.scaling} scaling on the kernels that match `{a.match}`"
+    where = f"for a `{architecture}` with {size}, which is not here"
+    return f"{how}: {a.parameters:,} numbers, {where}. {made} at step {last.step:,}."
 
 
 def _data(facts: Facts) -> str:
-    built_in = "what the experiment has built in"
+    built_in = "built into jaxllm: its own texts or tasks, and what models said to them"
     lines = [f"- `{s.experiment}`: {f'`{s.data}`' if s.data else built_in}" for s in facts.lineage if s.step]
     return "\n".join(lines) or "This run trained on nothing: its weights are those that it took in."
 
@@ -120,9 +144,19 @@ def _evaluation(facts: Facts) -> str:
     rows = [f"| `{name}` | {value:.6g} |" for name, value in facts.metrics.items() if isinstance(value, int | float)]
     text = "By the run itself, at its end; names with `eval/` are of held-out rows. jaxllm's `docs/metrics.md` has formulas."
     text += "\n\n" + "\n".join(["| metric | value |", "|---|---:|", *rows])
-    said = {True: "holds", False: "does not hold"}
-    claims = [f"- {said[bool(c['holds'])]}: {c['name']}, {c['value']} (bound {c['bound']})" for c in facts.claims]
-    return text + ("\n\n" + "\n".join(claims) if claims else "")
+    claims = "\n".join(map(_claim, facts.claims))
+    explained = "Claims of the run: a gate has to hold, a finding is reported either way.\n\n"
+    return text + (f"\n\n{explained}{claims}" if claims else "")
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    """- gate holds: it answers, 0.9 [0.85, 0.95] (bound >= 0.5)."""
+    sign = {"more": ">= ", "less": "<= "}.get(claim.get("better", ""), "")
+    ends = [claim.get("low"), claim.get("high")]
+    interval = "" if None in ends else f" [{ends[0]:.3g}, {ends[1]:.3g}]"
+    value = "not a number" if claim["value"] is None else f"{claim['value']:.6g}"
+    said = "holds" if claim["holds"] else "does not hold"
+    return f"- {claim.get('kind', 'gate')} {said}: {claim['name']}, {value}{interval} (bound {sign}{claim['bound']:g})"
 
 
 def _limits(facts: Facts) -> str:
@@ -136,12 +170,27 @@ def _limits(facts: Facts) -> str:
 
 def _loading(facts: Facts, architecture: str) -> str:
     name = facts.name
+    if facts.adapter:
+        return _joining(facts.adapter, name, architecture)
     lines = (
         "```python", f"from transformers import AutoTokenizer, {architecture}", "",
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")', f'model = {architecture}.from_pretrained("{name}")', "```", "",
         "```python", "from jaxllm.convert import hf", "", f'model, params = hf.load("{name}")', "```",
     )  # fmt: skip
     return "\n".join(lines)
+
+
+def _joining(adapter: Adapter, name: str, architecture: str) -> str:
+    base, before = adapter.base or "BASE", ""
+    if not adapter.base:
+        export = f"\n\n```\npython -m experiments.convert --source={adapter.run} --target=BASE\n```" if adapter.run else ""
+        before = f"The base is the export of the run that this one began from.{export}\n\n"
+    lines = (
+        "```python", "from peft import PeftModel", f"from transformers import {architecture}", "",
+        f'model = PeftModel.from_pretrained({architecture}.from_pretrained("{base}"), "{name}")', "```", "",
+        "```", f"python -m experiments.convert --source={name} --base={base} --target=runs/joined", "```",
+    )  # fmt: skip
+    return before + "\n".join(lines)
 
 
 def _reproduce(facts: Facts) -> str:

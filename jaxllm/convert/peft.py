@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +71,12 @@ class Module(NamedTuple):
 
 def save(
     path: str | Path, model: Model, adapters: Any, *, alpha: float, scaling: str = "standard", architecture: str | None = None,
-    base: str = "",
+    base: str = "", card: Callable[[str, int], str] | None = None,
 ) -> str:  # fmt: skip
     """Write adapters {path of a kernel: {a, b}} of a model as a directory that PEFT loads; the architecture that they are for.
 
-    alpha, scaling (standard | rslora): of the adapters; base: the published model's name or directory, for the reader.
+    alpha, scaling (standard | rslora): of the adapters; base: the published model's name or directory, for the reader; card:
+    README.md, from the architecture and how many numbers are written.
     UserError: the target has content, no published architecture holds the model, or none of its modules an adapter (experts).
     """
     target = Path(path).expanduser().absolute()
@@ -95,6 +96,9 @@ def save(
         safetensors.write(part / WEIGHTS, planned, tensors.values())
         record = _config(family.architecture, table, used, pairs, rank, alpha, scaling, base)
         export._write_json(part / CONFIG, record)
+        if card is not None:
+            text = card(family.architecture, sum(x.size for x in tensors.values()))
+            (part / "README.md").write_text(text, encoding="utf-8")
         os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -69,6 +69,26 @@ def sign_test(differences: Any) -> float:
     return min(1.0, 2 * tail)
 
 
+def t_test(differences: Any) -> float:
+    """Student's two-sided p that the mean of normal differences [n] is 0; nan where n < 2 or all of them are the same."""
+    d = np.asarray(differences, np.float64).reshape(-1)
+    spread = d.std(ddof=1) if d.size > 1 else 0.0
+    if not spread > 1e-9 * np.abs(d).max(initial=0.0):  # what rounding leaves of equal ones is no spread
+        return math.nan
+    return 2 * (1 - _t_cdf(float(abs(d.mean()) / (spread / math.sqrt(d.size))), d.size - 1))
+
+
+def holm(ps: Any) -> list[float]:
+    """Holm's adjusted p values of a family of tests, in their order (Holm, 1979): those below 0.05 hold together at 95 %,
+    however the tests depend on each other."""
+    ps = [float(p) for p in ps]
+    adjusted, most = list(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = most
+    return adjusted
+
+
 def t_quantile(p: float, df: int) -> float:
     """The p quantile of Student's t with df degrees of freedom, by bisection of its closed form for whole df."""
     if p < 0.5:

@@ -8,9 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-COLOURS = ("#2563eb", "#ea7a0c", "#15803d", "#b91c1c", "#7c3aed", "#0e7490", "#a16207", "#be185d")
+# told apart in every kind of colour blindness (Okabe and Ito, 2008), without their yellow, which white paper swallows
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4b5563")
+DASHES = ("", "6 3", "2 3")  # for lines beyond the colours
 GRID, AXIS, TEXT = "#e5e7eb", "#9ca3af", "#374151"
 LEFT, RIGHT, BOTTOM = 58, 14, 44
+FLAT = 5e-6  # a range smaller than that, beside the values, is float32's rounding: a flat line, with ticks that differ
 POINTS = 400  # more are averaged in buckets: a screen shows no more, and the page stays small
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -36,15 +39,15 @@ class Frame(NamedTuple):
         return self.height - BOTTOM - (value - low) / (high - low) * (self.height - BOTTOM - self.top)
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) from low to high."""
+def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[float]:
+    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten) from low to high; only whole ones where asked."""
     raw = (high - low) / max(count, 1)
     if not (math.isfinite(raw) and raw > 0):
         return [low]
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
+    power = max(10.0 ** math.floor(math.log10(raw)), 1.0 if whole else 0.0)
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999 and not (whole and power * m % 1))
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def tick_label(value: float) -> str:
@@ -53,13 +56,13 @@ def tick_label(value: float) -> str:
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):g}{unit}"
     if value == 0 or abs(value) >= 1e-3:
-        return f"{value:.6g}"
+        return f"{value:.8g}"
     return f"{value:.1e}".replace("e-0", "e-").replace(".0e", "e")
 
 
-def _span(values: Sequence[float], pad: float = 0.0) -> tuple[float, float]:
+def _span(values: Sequence[float], pad: float = 0.0, flat: float = FLAT) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-30):
+    if high - low <= flat * max(abs(low), abs(high), 1e-30):
         room = abs(low) * 0.1 or 1.0
         return low - room, high + room
     return low - pad * (high - low), high + pad * (high - low)
@@ -95,7 +98,12 @@ def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(points[i][0], (sums[b] - sums[a]) / (b - a)) for i, (a, b) in enumerate(bounds)]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 11, more: str = "") -> str:
+def constant(lines: Sequence[Sequence[float]]) -> bool:
+    """Whether all values of all lines are one number: nothing for a plot to show."""
+    return len({y for line in lines for y in line}) < 2
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: float = 11, more: str = "") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{TEXT}" {more}>'
         f"{escape(text)}</text>"
@@ -106,9 +114,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" {more}/>'
 
 
-def _path(frame: Frame, points: Sequence[tuple[float, float]], colour: str, more: str = "") -> str:
+def _path(frame: Frame, points: Sequence[tuple[float, float]], line: str, more: str = "") -> str:
     at = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in points)
-    return f'<polyline points="{at}" fill="none" stroke="{colour}" stroke-linejoin="round" {more}/>'
+    return f'<polyline points="{at}" fill="none" {line} stroke-linejoin="round" {more}/>'
 
 
 def _dots(frame: Frame, points: Sequence[tuple[float, float]], colour: str) -> str:
@@ -117,14 +125,14 @@ def _dots(frame: Frame, points: Sequence[tuple[float, float]], colour: str) -> s
     )
 
 
-def _axes(frame: Frame, xlabel: str, ylabel: str, x_ticks: bool = True) -> list[str]:
+def _axes(frame: Frame, xlabel: str, ylabel: str, x_ticks: bool = True, whole: bool = False) -> list[str]:
     bottom, right = frame.height - BOTTOM, frame.width - RIGHT
     parts = []
     for value in ticks(*frame.y):
         row = frame.py(value)
         parts.append(_line(LEFT, row, right, row, GRID))
         parts.append(_text(LEFT - 6, row + 4, tick_label(value), anchor="end"))
-    for value in ticks(*frame.x, 6) if x_ticks else []:
+    for value in ticks(*frame.x, 6, whole) if x_ticks else []:
         column = frame.px(value)
         parts.append(_line(column, bottom, column, bottom + 4, AXIS))
         parts.append(_text(column, bottom + 17, tick_label(value)))
@@ -135,16 +143,28 @@ def _axes(frame: Frame, xlabel: str, ylabel: str, x_ticks: bool = True) -> list[
     return parts
 
 
+def stroke(i: int) -> str:
+    """The attributes of line number i: its colour, and dashes where the colours have come round."""
+    dashes = DASHES[i // len(COLOURS) % len(DASHES)]
+    return f'stroke="{COLOURS[i % len(COLOURS)]}"' + f' stroke-dasharray="{dashes}"' * bool(dashes)
+
+
+def fitted(text: str, room: float, size: float) -> str:
+    """A text that fits `room` pixels, without its middle where it is longer."""
+    most = max(3, int(room / (0.58 * size)))
+    return text if len(text) <= most else text[: most // 2] + "…" + text[len(text) - (most - most // 2 - 1) :]
+
+
 def _legend(names: Sequence[str], width: int) -> tuple[list[str], int]:
     """Swatches and names in rows under the title, and the height they take."""
     parts, x, row = [], LEFT, 0
     for i, name in enumerate(names):
+        name = fitted(name, width - LEFT - 18 - RIGHT, 11)
         room = 26 + 6.4 * len(name)
         if x > LEFT and x + room > width:
             x, row = LEFT, row + 1
         y = 38 + 16 * row
-        colour = COLOURS[i % len(COLOURS)]
-        parts.append(_line(x, y - 4, x + 14, y - 4, colour, 'stroke-width="3"'))
+        parts.append(f'<line x1="{x:.1f}" y1="{y - 4}" x2="{x + 14:.1f}" y2="{y - 4}" {stroke(i)} stroke-width="3"/>')
         parts.append(_text(x + 18, y, name, anchor="start"))
         x += room
     return parts, 16 * (row + 1)
@@ -156,7 +176,7 @@ def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
         f'height="{height}" role="img" aria-label="{escape(title)}" '
         'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">'
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
-        + _text(LEFT, 18, title, anchor="start", size=13, more='font-weight="600"')
+        + _text(LEFT, 18, fitted(title, width - LEFT - RIGHT, 13.5), anchor="start", size=13, more='font-weight="600"')
         + "".join(parts)
         + "</svg>"
     )
@@ -174,21 +194,22 @@ def line_plot(
     if not points:
         return _svg(width, height, title, [_text(width / 2, height / 2, "no data")])
     legend, room = _legend(list(points), width) if len(points) > 1 else ([], 0)
-    x_range = _span([x for line in points.values() for x, _ in line])
+    x_range = _span([x for line in points.values() for x, _ in line], flat=0.0)
+    whole = all(x.is_integer() for line in points.values() for x, _ in line)  # steps
     points = {name: thin(line) for name, line in points.items()}
     edges = _edges(series, bands or {})
     heights = [y for line in [*points.values(), *edges.values()] for _, y in line]
     frame = Frame(width, height, 32 + room, x_range, _span(heights, 0.04))
-    parts = _axes(frame, xlabel, ylabel) + legend
+    parts = _axes(frame, xlabel, ylabel, whole=whole) + legend
     for i, (name, line) in enumerate(points.items()):
         colour = COLOURS[i % len(COLOURS)]
         if name in edges:
             at = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in edges[name])
             parts.append(f'<polygon points="{at}" fill="{colour}" fill-opacity="0.15"/>')
         if noisy(line):
-            parts.append(_path(frame, line, colour, 'stroke-width="1" stroke-opacity="0.3"'))
+            parts.append(_path(frame, line, stroke(i), 'stroke-width="1" stroke-opacity="0.3"'))
             line = smooth(line)
-        parts.append(_path(frame, line, colour, 'stroke-width="2"'))
+        parts.append(_path(frame, line, stroke(i), 'stroke-width="2"'))
         if len(line) <= 25:
             parts.append(_dots(frame, line, colour))
     return _svg(width, height, title, parts)
@@ -225,19 +246,22 @@ def bar_plot(
     low = 0.0 if min(ends) >= 0 else low
     frame = Frame(width, height, 34, (-0.5, len(shown) - 0.5), (low, high if max(ends) > 0 else 0.0))
     parts = _axes(frame, "", ylabel, x_ticks=False)
+    slot = (width - LEFT - RIGHT) / len(shown)
+    small = max(6.0, min(11.0, slot / (0.7 * max(len(name) for name, _, _ in shown))))  # labels beside one another
     for i, (name, value, error) in enumerate(shown):
         x, zero, y = frame.px(i), frame.py(0.0), frame.py(value)
-        wide = 0.62 * (width - LEFT - RIGHT) / len(shown)
+        wide = 0.62 * slot
         parts.append(
             f'<rect x="{x - wide / 2:.1f}" y="{min(y, zero):.1f}" width="{wide:.1f}" '
-            f'height="{abs(zero - y):.1f}" fill="{COLOURS[i % len(COLOURS)]}" fill-opacity="0.85"/>'
+            f'height="{abs(zero - y):.1f}" fill="{COLOURS[0]}" fill-opacity="0.85"/>'
         )
         if error:
             ends = (x, frame.py(value - error), x, frame.py(value + error))
             parts.append(_line(*ends, TEXT, 'stroke-width="1.5"'))
         top = min(y, zero, frame.py(value + error))
         said = f"{value:.3g}" if abs(value) < 1000 else tick_label(round(value))
-        parts += [_text(x, top - 5, said, size=10), _text(x, height - BOTTOM + 17, name)]
+        parts.append(_text(x, top - 5, said, size=10))
+        parts.append(_text(x, height - BOTTOM + 17, fitted(name, 1.2 * slot, small), size=round(small, 1)))
     parts.append(_line(LEFT, frame.py(0.0), width - RIGHT, frame.py(0.0), AXIS))
     return _svg(width, height, title, parts)
 
@@ -259,7 +283,7 @@ def calibration_plot(
     parts = _axes(frame, "predicted probability", "observed frequency")
     dashed = 'stroke-dasharray="4 4"'
     parts.append(_line(frame.px(low), frame.py(low), frame.px(high), frame.py(high), AXIS, dashed))
-    parts.append(_path(frame, [(p, o) for p, o, _ in rows], COLOURS[0], 'stroke-width="1.5"'))
+    parts.append(_path(frame, [(p, o) for p, o, _ in rows], stroke(0), 'stroke-width="1.5"'))
     most = max([n for _, _, n in rows], default=1)
     for p, o, n in rows:
         radius = 2.5 + 6.5 * math.sqrt(n / most)

@@ -10,12 +10,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from jaxllm.core.types import UserError
 from jaxllm.report import diagnosis, figures
 from jaxllm.report.console import duration, quantity
 from jaxllm.report.files import flatten, read_json, read_jsonl, write_atomic
 from jaxllm.report.run import bound_text, interval_text
 
 SAMPLES = 12
+WARNINGS = 50
+ASIDE = {"clip_ratio", "completions", "data", "first", "guard", "pairs"}  # metrics of how it went, no headline
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -25,8 +28,8 @@ main { max-width: 1120px; margin: 0 auto; padding: 28px 24px 64px; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 14px;
   border-top: 2px solid #e5e7eb; } h3 { font-size: 15px; margin: 26px 0 8px; color: #374151; }
 .sub { color: #6b7280; margin: 0 0 16px; overflow-wrap: anywhere; }
-nav { margin: 14px 0; } nav a { margin-right: 16px; color: #2563eb; text-decoration: none; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); gap: 10px;
+nav { margin: 14px 0; } nav a { margin-right: 16px; color: #0072b2; text-decoration: none; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 10px;
   margin: 14px 0; }
 .card { border: 1px solid #e5e7eb; border-radius: 8px; padding: 9px 13px; }
 .card b { display: block; font-size: 19px; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -39,15 +42,19 @@ th { text-align: left; color: #6b7280; font-weight: 600; font-size: 12.5px; }
 td, th { padding: 5px 10px; border-bottom: 1px solid #eef0f3; vertical-align: top; }
 td.n { font-variant-numeric: tabular-nums; white-space: nowrap; } td.mark { width: 30px; font-weight: 700; }
 td.mark.yes { color: #15803d; } td.mark.no { color: #b91c1c; } tr.no td { background: #fef5f5; }
-td.share { width: 40%; } td.share i { display: block; height: 12px; margin-top: 5px; border-radius: 3px; background: #2563eb; }
+td.share { width: 40%; } td.share i { display: block; height: 12px; margin-top: 5px; border-radius: 3px; background: #0072b2; }
+.wide { overflow-x: auto; } .wide td.text { min-width: 180px; }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere;
   font: 12.5px/1.45 ui-monospace, Menlo, Consolas, monospace; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
-.plots svg { width: 100%; height: auto; } .figures img { max-width: 100%; }
+.plots svg { width: 100%; max-width: 640px; height: auto; } .figures img { max-width: 100%; }
 .plots svg, .figures img { border: 1px solid #eef0f3; border-radius: 8px; }
 .figures { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
 .plots.main { grid-template-columns: repeat(auto-fill, minmax(460px, 1fr)); }
-@media (max-width: 560px) { .plots, .plots.main { grid-template-columns: 1fr; } }
+@media (max-width: 560px) {
+  .plots, .plots.main { grid-template-columns: 1fr; } td, th { padding: 4px 5px; } .wide td.text { min-width: 130px; }
+  td:not(.n) { overflow-wrap: anywhere; min-width: 88px; }
+}
 pre { background: #f6f7f9; border-radius: 8px; padding: 10px 14px; white-space: pre-wrap;
   overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
 details { margin: 10px 0; } summary { cursor: pointer; color: #374151; font-weight: 600; font-size: 14px; }
@@ -63,14 +70,27 @@ def write_report(run_dir: Path | str) -> Path:
     for stage in stages:
         name = escape(stage.name)
         body += [f'<h2 id="{name}">{name} {_badge(stage)}</h2>', *_sections(stage)]
-    title = escape(f"{_experiment(run_dir)} · {run_dir.resolve().name}")
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
-    )
-    write_atomic(run_dir / "report.html", page)
+    write_atomic(run_dir / "report.html", document(f"{_experiment(run_dir)} · {run_dir.resolve().name}", "\n".join(body)))
     return run_dir / "report.html"
+
+
+def document(title: str, body: str, style: str = "", kind: str = "report") -> str:
+    """A whole page of `body`, which is HTML; the title is text. Without scripts or links. kind: the class of its main part."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<style>{STYLE}{style}</style></head>\n<body><main class="{kind}">\n{body}\n</main></body></html>\n'
+    )
+
+
+def check_page(out: str, kind: str, tool: str) -> Path:
+    """The path of --out. UserError when it cannot be written, or is there and no page of this kind, which `tool` writes."""
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise UserError(f"--out={out}: no directory {path.parent}: make it first")
+    if path.exists() and (not path.is_file() or f'<main class="{kind}">' not in path.read_text("utf-8", "replace")):
+        raise UserError(f"--out={out} is there and is no page of {tool}: give another name")
+    return path
 
 
 def stages_of(run_dir: Path) -> list[Path]:
@@ -137,6 +157,7 @@ def _sections(run_dir: Path) -> list[str]:
         _samples(run_dir),
         _details(run_dir, result.get("metrics", {}), series),
         _verdicts(run_dir),
+        _next(result.get("next", "")),
     ]
 
 
@@ -158,7 +179,8 @@ def _cards(run_dir: Path, metrics: Mapping[str, Any], series: Mapping[str, Any])
     if mfu := series.get("perf/mfu"):
         cards.append(("MFU, median", f"{statistics.median(mfu[1]):.1%}"))
     cards += [(name, _number(ys[-1])) for name, (_, ys) in series.items() if name == "eval/loss"]
-    cards += [(name, _number(value)) for name, value in metrics.items() if isinstance(value, (int, float))]
+    rank = lambda name: (name.partition("/")[0] in ASIDE, not name.startswith("eval/"))  # noqa: E731
+    cards += [(name, _number(metrics[name])) for name in sorted(metrics, key=rank) if isinstance(metrics[name], (int, float))]
     shown = list(dict(cards).items())[:12]  # a metric of the result replaces the logged one of the same name
     divs = [f'<div class="card"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in shown]
     return f'<div class="cards">{"".join(divs)}</div>' if divs else ""
@@ -174,7 +196,7 @@ def _claims(claims: Iterable[Mapping[str, Any]]) -> str:
             f'<td class="n">{escape(bound_text(claim))}</td><td>{escape(str(claim.get("kind", "gate")))}</td></tr>'
         )
     head = "<tr><th></th><th>claim</th><th>measured</th><th>bound</th><th></th></tr>"
-    return f"<h3>Claims</h3><table>{head}{''.join(rows)}</table>" if rows else ""
+    return f'<h3>Claims</h3><div class="wide"><table>{head}{"".join(rows)}</table></div>' if rows else ""
 
 
 def _verdicts(run_dir: Path) -> str:
@@ -186,9 +208,13 @@ def _verdicts(run_dir: Path) -> str:
         for v in found
     )
     head = "<tr><th>from step</th><th>verdict</th><th>seen</th><th>what to do</th></tr>"
-    table = f"<table>{head}{rows}</table>" if rows else ""
+    table = f'<div class="wide"><table>{head}{rows}</table></div>' if rows else ""
     line = f'<p class="sub">{escape(healthy)}</p>' if healthy else ""
     return f"<h3>Verdicts</h3>{line}{table}" if table or line else ""
+
+
+def _next(command: str) -> str:
+    return f"<h3>Next</h3><pre>{escape(command)}</pre>" if command else ""
 
 
 def _findings(text: str) -> str:
@@ -199,7 +225,9 @@ def _warnings(run_dir: Path) -> str:
     path = run_dir / "log.txt"
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     found = [line.split(" WARNING ", 1)[1] for line in lines if " WARNING " in line]
-    items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    more = [f"{len(found) - WARNINGS:,} more in log.txt"] if len(found) > WARNINGS else []
+    items = "".join(f"<li>{escape(text)}</li>" for text in found[:WARNINGS] + more)
     return f'<h3>Warnings</h3><ul class="warn">{items}</ul>' if items else ""
 
 
@@ -231,7 +259,9 @@ def _groups(names: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, list[
 
 def _plots(series: Mapping[str, tuple[list[float], list[float]]]) -> str:
     series = {name: line for name, line in series.items() if len(line[0]) > 1}
-    main, small = _groups(series)
+    plotted = {name: ys for name, (_, ys) in series.items() if not name.startswith(("time/", "perf/"))}
+    still = {name: ys[-1] for name, ys in plotted.items() if figures.constant([ys])}
+    main, small = _groups(name for name in series if name not in still)
     parts = []
     for kind, groups, size in (("main", main, {}), ("", small, {"width": 380, "height": 220})):
         plots = [
@@ -240,6 +270,9 @@ def _plots(series: Mapping[str, tuple[list[float], list[float]]]) -> str:
         ]
         if plots:
             parts.append(f'<div class="plots {kind}">{"".join(plots)}</div>')
+    if still:
+        said = ", ".join(f"{name} {_number(value)}" for name, value in sorted(still.items()))
+        parts.append(f'<p class="sub">The same at every logged step: {escape(said)}.</p>')
     return f"<h3>Training</h3>{'<br>'.join(parts)}" if parts else ""
 
 
@@ -267,7 +300,7 @@ def _times(run_dir: Path, series: Mapping[str, tuple[list[float], list[float]]])
     speed = "; ".join(f"{quantity(statistics.median(v))} {title}" for title, v in known.items())
     line = f'<p class="sub">Medians: {speed}. docs/metrics.md says how they are counted.</p>' if speed else ""
     head = "<tr><th>part of the loop</th><th>seconds</th><th>share</th><th>a step</th><th></th></tr>"
-    return f"<h3>Time</h3><table>{head}{rows}</table>{line}"
+    return f'<h3>Time</h3><div class="wide"><table>{head}{rows}</table></div>{line}'
 
 
 def _figures(run_dir: Path) -> str:
@@ -295,7 +328,7 @@ def _samples(run_dir: Path) -> str:
             for name in names
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<h3>Samples</h3><table><tr>{head}</tr>{''.join(lines)}</table>" if rows else ""
+    return f'<h3>Samples</h3><div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>' if rows else ""
 
 
 def _table(pairs: Iterable[tuple[str, Any]]) -> str:

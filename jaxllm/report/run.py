@@ -178,6 +178,7 @@ class Run:
         result |= {"findings": findings} if findings else {}
         result |= {"taught_bug": self.config["teach_bug"]} if self.config.get("teach_bug") else {}
         result |= {"verdicts": [verdict._asdict() for verdict in seen]} if seen or healthy else {}
+        result |= {"next": clean_message(f"python -m experiments.{then}")} if then else {}
         if self.writes:
             write_atomic(self.workdir / "result.json", dump(result))
             report = write_report(self.workdir)
@@ -190,7 +191,7 @@ class Run:
                 self.note(findings)
             self.note(f"report   {report}")
             if then:
-                self.note(f"next     python -m experiments.{then}")
+                self.note(f"next     {result['next']}")
             rest = len(self.warnings) - 5
             more = [f"{rest} more warnings in {self.workdir / 'log.txt'}"] if rest > 0 else []
             for text in self.warnings[:5] + more:

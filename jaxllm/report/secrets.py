@@ -21,13 +21,13 @@ HIDDEN = "***"
 PLAIN = {"auto"}  # values that ask for a secret to be made
 SHORTEST = 6  # characters of a value that is hidden wherever it stands; shorter ones only beside their name
 
-SURE = r"secret|passw(?:or)?d|passphrase|api_?key|access_?key|private_?key|credential"
-ACCESS = r"(?:access|auth|api|hf|hub|bearer|refresh|session|id|github|wandb)_?tokens?"
+SURE = r"secret|passw(?:or)?d|passphrase|api[_-]?key|access[_-]?key|private[_-]?key|credential"
+ACCESS = r"(?:access|auth|api|hf|hub|bearer|refresh|session|id|github|wandb)[_-]?tokens?"
 NAME = re.compile(rf"(?i){SURE}|{ACCESS}(?![a-z])|(?<![a-z])token$")
 # the tokens of texts
 TEXT = re.compile(
     r"(?i)(?:^|[._-])(?:bos|eos|pad|cls|sep|unk|mask|end|start|stop|special|image|user|assistant|system|new|next|last|first|per|"
-    r"max|min|num)_?token$"
+    r"max|min|num)[_-]?token$"
 )
 SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{12,}|\bsk-[A-Za-z0-9_-]{12,}|\bgh[pousr]_[A-Za-z0-9]{12,}|\bgithub_pat_[A-Za-z0-9_]{12,}"

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from jaxllm.convert.card import Facts, Stage, card, positions
+from jaxllm.convert.card import Adapter, Facts, Stage, card, positions
 from jaxllm.models.decoder import DecoderConfig
 
 CONFIG = DecoderConfig(vocab_size=50, max_length=32, d_model=16, n_layers=1, n_heads=2, d_ff=32)
@@ -13,7 +13,10 @@ SFT = Stage("sft", 10, SFT_CONFIG, "chats.jsonl", "python -m experiments.sft --c
 PPO = Stage("ppo", 5, {"batch_size": 128, "data": {}}, "")
 ALL = Facts(
     "mine", 1234, CONFIG, (PRETRAIN, SFT), "org/base", {"eval/loss": 1.25, "data/fill": 0.5},
-    ({"name": "it answers", "value": 0.9, "bound": 0.5, "holds": True},), {"jaxllm": "0.1.0"}, "abc", "apache-2.0",
+    (
+        {"name": "it answers", "value": 0.9, "bound": 0.5, "better": "more", "holds": True, "kind": "gate"},
+        {"name": "kl", "value": 2.5, "bound": 2.0, "better": "less", "holds": False, "kind": "finding", "low": 2.1, "high": 2.9},
+    ), {"jaxllm": "0.1.0"}, "abc", "apache-2.0",
 )  # fmt: skip
 
 
@@ -31,7 +34,8 @@ def test_everything_that_is_known_is_on_the_card():
     }  # fmt: skip
     for words in (
         "`LlamaForCausalLM` with 1,234 parameters", "a context of 32 tokens", "| `pretrain` | 600 | 32 | 0.003 | 1,228,800 |",
-        "| `eval/loss` | 1.25 |", "- holds: it answers, 0.9 (bound 0.5)", "`chats.jsonl`", '"lr": 0.001',
+        "| `eval/loss` | 1.25 |", "- gate holds: it answers, 0.9 (bound >= 0.5)",
+        "- finding does not hold: kl, 2.5 [2.1, 2.9] (bound <= 2)", "`chats.jsonl`", '"lr": 0.001',
         "# pretrain: its command was not recorded\npython -m experiments.sft --config.seed=1\n```", "commit abc",
         'hf.load("mine")', 'LlamaForCausalLM.from_pretrained("mine")',
     ):  # fmt: skip
@@ -43,7 +47,28 @@ def test_what_is_not_known_is_left_out():
     head, body = parts(card(Facts("mine", 1, CONFIG, (PPO,), source="/models/base"), "SomethingElse"))
     assert head == {"library_name": "transformers", "tags": ["jaxllm", "ppo"]}
     assert "None: the run has no result for this checkpoint." in body and "# ppo: its command was not recorded" in body
-    assert "not recorded |" in body and "No licence is stated" in body and "what the experiment has built in" in body
+    assert "not recorded |" in body and "No licence is stated" in body and "built into jaxllm" in body
+
+
+LOW = Adapter(2, 4.0, "rslora", "attention/q", "org/base", "runs/sft", 96)
+
+
+def test_adapters_say_what_they_are_for_as_peft_s_own_cards_do():
+    head, body = parts(card(ALL._replace(adapter=LOW), "LlamaForCausalLM"))
+    assert head["library_name"] == "peft" and head["base_model"] == "org/base" and head["pipeline_tag"] == "text-generation"
+    assert head["tags"] == ["jaxllm", "sft", "lora", "base_model:adapter:org/base"]
+    for words in (
+        "LoRA of rank 2, alpha 4 and rslora scaling", "`attention/q`: 96 numbers, for a `LlamaForCausalLM` with 1,234 parameters",
+        'PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained("org/base"), "mine")', "--source=mine --base=org/base",
+    ):  # fmt: skip
+        assert words in body, words
+    assert "hf.load" not in body and "BASE" not in body
+
+
+def test_adapters_on_weights_that_were_trained_here_name_no_published_base():
+    head, body = parts(card(ALL._replace(adapter=LOW._replace(base="")), "LlamaForCausalLM"))
+    assert "base_model" not in head and head["tags"] == ["jaxllm", "sft", "lora"]
+    assert "--source=runs/sft --target=BASE" in body and '"BASE"), "mine")' in body
 
 
 def test_weights_that_were_only_taken_in_claim_no_training():

@@ -77,6 +77,23 @@ def test_the_sign_test_counts_all_splits():
     assert stats.sign_test([1, 1, 1, 0]) == 0.25 and stats.sign_test([0.0]) == 1
 
 
+def test_the_p_of_student_s_test_is_the_level_whose_interval_ends_at_0():
+    d = np.array([0.4, 1.1, -0.2, 0.9])
+    p = stats.t_test(d)
+    low, high = stats.mean_interval(d, 1 - p)[1:3]
+    np.testing.assert_allclose(low, 0, atol=1e-9)
+    assert stats.t_test(-d) == p and 0.05 < p < 0.5 and high > 0
+    assert all(np.isnan(stats.t_test(x)) for x in ([], [1.0], [0.3 - 0.1, 0.2, 1.2 - 1.0], [0.0] * 3, [1.0, np.nan]))
+
+
+def test_holm_is_right_by_hand_and_keeps_the_level_of_a_family():
+    np.testing.assert_allclose(stats.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0] and stats.holm([]) == []
+    rng = np.random.default_rng(0)
+    wrong = np.mean([min(stats.holm(rng.uniform(size=20))) < 0.05 for _ in range(2000)])
+    assert wrong == pytest.approx(0.05, abs=0.015)
+
+
 def test_logistic_regression_meets_its_own_conditions():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(300, 3))

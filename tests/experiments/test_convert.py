@@ -1,6 +1,7 @@
 """Runs to published directories and back from the command line, and training that starts from published weights."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from experiments import convert, model_card, sft
 from jaxllm import launch
 from jaxllm.convert import hf
+from jaxllm.convert.card import Stage
 from jaxllm.core.tree import flatten
 from jaxllm.core.types import UserError
 from jaxllm.data import tokenizer as tokenizers
@@ -58,6 +60,27 @@ def test_the_card_of_an_earlier_step_has_no_numbers_of_the_last(base, tmp_path):
     loaded = launch.load(base, "sft")
     facts = model_card.facts_of(loaded._replace(step=1), tmp_path / "x", license="mit")
     assert facts.metrics is None and facts.license == "mit" and [s.experiment for s in facts.lineage] == ["pretrain", "sft"]
+
+
+def test_a_run_that_trained_the_stage_before_itself_says_so(base, tmp_path):
+    own = tmp_path / "mine"
+    shutil.copytree(base / "sft", own)
+    shutil.copytree(base / "pretrain", own / "pretrain")
+    loaded = launch.load(own)
+    without = {**loaded.meta, "config": {**loaded.meta["config"], "init": ""}}
+    stages, _ = model_card.lineage(without, own)
+    assert [s.experiment for s in stages] == ["pretrain", "sft"] and stages[0].step == 3
+    assert [s.experiment for s in model_card.lineage(without, base / "sft")[0]] == ["sft"]
+
+
+def test_adapters_are_for_published_weights_only_where_nothing_was_trained_between(exported, tmp_path):
+    convert.main(source=str(exported), target=str(tmp_path / "taken"), kind="sft")
+    loaded, low = launch.load(tmp_path / "taken"), {"rank": 2, "alpha": 4.0, "match": "q", "scaling": "standard"}
+    loaded = loaded._replace(meta={**loaded.meta, "lora": {"policy": low}})
+    before, last = Stage("sft", 0, {}, ""), Stage("dpo", 5, {}, "")
+    assert model_card.adapter_of(loaded, (before, last), "org/base").base == "org/base"
+    assert model_card.adapter_of(loaded, (before._replace(step=1), last), "org/base").base == ""
+    assert model_card.adapter_of(loaded, (before, last), "/a/directory").base == ""
 
 
 def test_a_published_directory_becomes_a_run_that_trains(exported, files, tmp_path):

@@ -2,20 +2,25 @@
 
 import io
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import common, dpo, grpo, kto, reward, sft
+from experiments import common, dpo, flamingo, grpo, kto, reward, sft
 from experiments.inspect import __main__ as lens
-from experiments.inspect import data, page, rows, start, tables, text, tokens
+from experiments.inspect import data, page, roles, rows, start, tables, text, tokens
 from jaxllm import launch, settings
 from jaxllm.core.types import UserError
-from jaxllm.data import chat
+from jaxllm.data import chat, images
 from jaxllm.data import tokenizer as tokenizers
+from jaxllm.losses import lm
+from jaxllm.report import run as runs
 from tests.experiments.conftest import write_rows
+from tests.experiments.simple import scored
 from tests.experiments.test_grpo import SMALL, problems  # noqa: F401
+from tests.models.tiny import fast_jit
 from tests.report.test_html import Page
 
 EVIL = '</span><script>alert("x")</script>\x1b[31m'
@@ -95,7 +100,7 @@ def view(base, tmp_path):
 def test_each_token_has_its_role_mask_segment_and_position(view):
     parts = [part for row in view.rows for part in row.parts]
     by_segment = {ids: [t for t in p.tokens if t.segment == s] for p in parts
-                  for s, ids in zip(dict.fromkeys(t.segment for t in p.tokens), tokens.segments_of(p), strict=True)}  # fmt: skip
+                  for s, ids in zip(dict.fromkeys(t.segment for t in p.tokens), roles.segments_of(p), strict=True)}  # fmt: skip
     brief = next(ts for ts in by_segment.values() if any(t.role == "system" for t in ts))
     assert [t.position for t in brief] == list(range(len(brief)))
     assert list(dict.fromkeys(t.role for t in brief)) == ["system", "user", "assistant"]
@@ -108,8 +113,10 @@ def test_each_token_has_its_role_mask_segment_and_position(view):
 
 
 def test_text_is_readable_without_colours_and_never_too_wide(view, monkeypatch):
+    wide = view._replace(notes=["漢字" * 60, "word " * 60], rows=[row._replace(answer="答え" * 50) for row in view.rows])
+    wide.rows[0].parts[0].tokens.append(tokens.Token(7, "字" * 90, "user", 9, 0))
     for width in (40, 80):
-        lines = text.show(view, io.StringIO(), width)
+        lines = text.show(wide, io.StringIO(), width)
         assert all(text.columns(line) <= width for line in lines), max(lines, key=len)
     joined = "\n".join(lines)
     assert "\x1b" not in joined and "▸yo" in joined and "<0x1B>" in joined and "system" in joined
@@ -117,7 +124,30 @@ def test_text_is_readable_without_colours_and_never_too_wide(view, monkeypatch):
 
 
 def test_control_characters_are_written_out():
-    assert text.visible("a\x1b[2J\r\n\u202eb") == "a\\x1b[2J\\x0d⏎\\x202eb"
+    assert text.visible("a\x1b[2J\r\n\u202eb") == "a\\x1b[2J\\r⏎\\u202eb"
+    assert text.visible("ä\tb\n", unicode=False) == "\\xe4\\tb\\n"
+    assert text.visible("שלום") == "שלום"  # letters of any direction are letters
+
+
+class Ascii(io.StringIO):
+    encoding = "ascii"
+
+
+def test_nothing_is_lost_where_a_stream_has_only_ascii(view):
+    strange = view._replace(example="ä\n", notes=["ключ"], rows=[row._replace(answer="é") for row in view.rows])
+    lines = text.show(strange, Ascii(), 80)
+    joined = "\n".join(lines)
+    assert joined.isascii() and "[[yo" in joined and "[[\\xe4\\n]]" in joined and "\\xe9" in joined and "\\u043a" in joined
+
+
+def test_of_long_rows_both_ends_are_shown_and_the_rest_is_counted(view):
+    many = [tokens.Token(i, f"<{i}>", "text", 1, i, 1.0) for i in range(32_000)]
+    long = view._replace(rows=[tokens.Shown("row 1", [tokens.Part("", many)])] * 30)
+    source = page.page([long])
+    assert len(source) < 8e6 and "28,000 tokens are not shown" in source and "20 more rows are not shown" in source
+    assert "&lt;0&gt;" in source and "&lt;31999&gt;" in source and "32,000 tokens, 32,000 trained" in source
+    lines = text.show(long._replace(rows=long.rows[:1]), io.StringIO(), 80)
+    assert len(lines) < 400 and any("(30,000 tokens are not shown)" in line for line in lines) and "<31999>◂" in lines[-1]
 
 
 class Terminal(io.StringIO):
@@ -136,7 +166,7 @@ def test_colours_only_on_a_terminal_that_wants_them(view, monkeypatch):
 
 
 def test_the_page_is_one_file_with_all_that_is_known_of_a_token(view):
-    source = page.page(view)
+    source = page.page([view])
     parsed = Page(source)
     assert not parsed.unclosed and not {"script", "link", "img"} & set(parsed.tags)
     assert not any(name in ("src", "href") or name.startswith("on") for name, _ in parsed.attributes)
@@ -145,6 +175,23 @@ def test_the_page_is_one_file_with_all_that_is_known_of_a_token(view):
     known = re.compile(r"id (\d+) · \w+ · segment \d+ · position \d+ · weight [\d.]+")
     assert ids <= {int(m[1]) for m in map(known.match, titles) if m}
     assert "\x1b" not in source and "<svg" in source
+
+
+def test_the_loss_can_be_computed_from_what_is_shown(base, files):
+    loaded, config = launch.load(base, "sft"), config_of("sft", init=str(base), data__path=files["chat"], data__length=32)
+    seen = tables.data_of(config, "sft", start.notes(), "", 2)
+    found = rows.view_of(seen, config, "sft", [], 3)
+    pairs = []
+    for part in (part for row in found.rows for part in row.parts):
+        for segment in dict.fromkeys(t.segment for t in part.tokens):
+            whole = [t for t in part.tokens if t.segment == segment]
+            assert not whole[0].weight  # nothing says what the first one should be
+            logps, _ = scored(loaded, [whole[0].id], [t.id for t in whole[1:]])
+            pairs += [(t.weight, float(p)) for t, p in zip(whole[1:], logps, strict=True)]
+    shown = -sum(w * p for w, p in pairs) / sum(w for w, _ in pairs)
+    batch = common.take(seen.columns, rows.first_rows(seen.columns, config, 3))
+    total, _ = fast_jit(lm.loss(loaded.model))(loaded.params, batch, jax.random.key(0))
+    assert len(pairs) > 20 and shown == pytest.approx(float(total.value()), rel=1e-4)
 
 
 def test_a_pair_shows_both_sides_and_labelled_rows_say_which(base, files):
@@ -173,6 +220,49 @@ def test_text_to_text_shows_what_is_read_and_what_is_answered(files):
     assert sum(t.weight for t in said.tokens) == len(said.tokens) - 1
 
 
+def test_an_image_stands_where_text_first_sees_it(base, monkeypatch, trained_columns):
+    small = {"data__images": 20, "data__test": 20, "data__length": 80, "batch_size": 4}
+    config = config_of("flamingo", init=str(base / "pretrain"), **small)
+    monkeypatch.setattr(flamingo, "learn_to_see", lambda config, run, model, vision: vision)
+    real = trained_columns(flamingo.main, "flamingo", config)["columns"]
+    ours = tables.data_of(config, "flamingo", start.notes(), "", 2)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, real, ours.columns)))
+    found = rows.view_of(ours, config, "flamingo", [], 3)
+    for row in found.rows:
+        (part,) = row.parts
+        first = part.tokens[0]
+        assert first.id == tokens.IMAGE and first.role == "image" and not first.weight and "12 x 12" in first.text
+        assert [t.position for t in part.tokens[1:]] == list(range(len(part.tokens) - 1)) and ", 1 image" in part.size
+        assert part.pictures[0].startswith(b"\x89PNG")
+    parsed = Page(page.page([found]))
+    sources = [value for name, value in parsed.attributes if name == "src"]
+    assert len(sources) == 3 and all(value.startswith("data:image/png;base64,") for value in sources)
+
+
+def test_an_image_of_a_later_segment_stands_before_its_own_token():
+    part = tokens.Part("", [tokens.Token(i, "x", "text", 1 + i // 3, i % 3) for i in range(6)])
+    source = {"segments": np.array([2, 0]), "starts": np.array([3, 0]), "pixels": np.zeros((2, 4, 4), int)}
+    found = tokens.with_images(part, source, np.array([1, 1, 2, 2]), [])
+    assert [t.id for t in found.tokens] == [0, 1, 2, 3, tokens.IMAGE, 4, 5]
+
+
+def test_words_without_spaces_of_their_own_are_kept_apart():
+    words = images.word_tokenizer(["what", "is", "it"])
+    assert tokens.pieces(words, [0, 1, 2]) == ["what", " is", " it"]
+    assert tokens.pieces(tokenizers.byte_tokenizer(), [104, 105]) == ["h", "i"]
+
+
+def test_roles_of_many_rows_need_one_pass_over_the_conversations(base, files, monkeypatch):
+    config = config_of("dpo", init=str(base), data__path=files["pairs"], data__length=32, batch_size=8)
+    seen = tables.data_of(config, "dpo", start.notes(), "", 8)
+    calls, encode = [], chat.encode_chat
+    monkeypatch.setattr(chat, "encode_chat", lambda *a, **k: (calls.append(1), encode(*a, **k))[1])
+    found = rows.view_of(seen, config, "dpo", [], 8)
+    assert all(t.role != "text" for row in found.rows for part in row.parts for t in part.tokens)
+    n = len(seen.messages["chosen"])
+    assert len(calls) <= 2 * n + 2 * 2 * 8  # each side's conversations once, and the messages of what is shown
+
+
 def test_rows_come_in_the_order_of_training():
     columns = {"tokens": np.arange(40).reshape(20, 2)}
     config = config_of("sft", batch_size=4, seed=3)
@@ -197,7 +287,7 @@ def test_a_rollout_has_rewards_and_the_advantages_of_its_group(base, problems, t
         sampled = [t for part in row.parts for t in part.tokens if t.weight]
         assert all(t.role == "assistant" and t.note.startswith("advantage ") for t in sampled)
         assert {t.role for t in row.parts[0].tokens} == {"user", "assistant"}
-    assert "advantage" in page.page(found)
+    assert "advantage" in page.page([found])
 
 
 def test_a_run_is_looked_at_with_its_own_config(base, capsys, tmp_path):
@@ -206,13 +296,40 @@ def test_a_run_is_looked_at_with_its_own_config(base, capsys, tmp_path):
     assert "sft on " in out and "row " in out and (tmp_path / "x.html").read_text().startswith("<!doctype html>")
 
 
+def test_the_newest_run_is_looked_at_with_its_own_stages(base, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "latest").symlink_to(base / "sft")
+    monkeypatch.chdir(tmp_path)
+    ((_, experiment, where),) = lens.of_run("latest")
+    assert experiment == "sft" and where == "runs/latest"
+    ((_, _, where),) = lens.of_run("runs/latest@3")
+    seen = []
+    monkeypatch.setattr(lens, "inside", lambda config, experiment, run: seen.append(run))
+    monkeypatch.setattr(tables, "data_of", lambda config, experiment, log, run, rows: seen.append(run))
+    monkeypatch.setattr(lens, "view_of", lambda *args: None)
+    lens.view(config_of("sft"), "sft", where, 1, "")
+    assert where == "runs/latest@3" and seen == ["runs/latest", "runs/latest"]
+
+
+def test_of_a_run_of_stages_each_is_shown(base, tmp_path, capsys):
+    whole = runs.open_run(tmp_path / "whole", "quickstart", {"seed": 0})
+    for stage in ("pretrain", "sft"):
+        shutil.copytree(base / stage, whole.workdir / stage, ignore=shutil.ignore_patterns("checkpoints"))
+    lens.run([f"--run={whole.workdir}", "--rows=1", f"--out={tmp_path / 'x.html'}"])
+    out, source = capsys.readouterr().out, (tmp_path / "x.html").read_text()
+    assert "pretrain on " in out and "sft on " in out and source.count("<h1>") == 2 and source.count("<!doctype") == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["--run=nowhere"], "--run=nowhere: no run directory"),
         (["--config=configs/sft.py", "--run=x"], "give --config or --run"),
         (["--config=configs/sft.py", "--rows=0"], "--rows=0"),
-        (["--config=configs/quickstart.py"], "--experiment=quickstart: no data to show"),
+        (["--config=configs/quickstart.py"], "no data to show: it trains one stage after another: --config=configs/sft.py"),
+        (["--config=configs/best_of_n.py"], "it trains nothing: --config=configs/rejection_sampling.py"),
+        (["--config=configs/studies/length_bias.py"], "a study trains runs of its own"),
+        (["--config=configs/sft.py", "--experiment=sfx"], "choose one of pretrain"),
         (["--config=configs/sft.py", "--out=nowhere/x.html"], "no directory nowhere"),
         (["--config=configs/sft.py", "--out=README.md"], "is no page of experiments.inspect"),
         (["--config=configs/sft.py", "--config.data.path=nowhere.jsonl"], "nowhere.jsonl"),
@@ -241,7 +358,7 @@ def test_roles_of_a_conversation_that_was_cut():
     told = [{"role": "user", "content": "a long question"}, {"role": "assistant", "content": "and an answer"}]
     whole = chat.encode_chat(tokenizer, told).tokens.tolist()
     part = tokens.given(tokenizer, whole[:30], "")
-    (seen,) = tokens.with_roles([part], tokenizer, [[told[0]], told], 29, False)
+    (seen,) = roles.with_roles([part], tokenizer, [[told[0]], told], 29, False)
     assert [t.role for t in seen.tokens] == ["user"] * 17 + ["assistant"] * 13
 
 

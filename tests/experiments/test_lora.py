@@ -9,6 +9,7 @@ import pytest
 
 from experiments import chat, common, convert, reward, sft
 from jaxllm import launch
+from jaxllm.convert import safetensors
 from jaxllm.core.tree import flatten
 from jaxllm.core.types import UserError
 from jaxllm.data import chat as chats
@@ -75,7 +76,11 @@ def test_a_next_stage_starts_from_it(trained, settings, tmp_path):
 def test_adapters_go_to_peft_and_back(base, trained, tmp_path):
     """The base and the adapters, exported apart and joined again, are the merged run; so is the run exported whole."""
     convert.main(source=str(trained), target=str(tmp_path / "adapter"), adapter=True)
-    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {p.name for p in (tmp_path / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    size = sum(safetensors.view(tensor).size for tensor in safetensors.scan(tmp_path / "adapter").values())
+    assert "library_name: peft" in card and f": {size:,} numbers, for a `LlamaForCausalLM`" in card
+    assert f"--source={trained.parent / 'pretrain'} --target=BASE" in card and "base_model" not in card
     convert.main(source=str(base), stage="pretrain", target=str(tmp_path / "base"))
     convert.main(source=str(tmp_path / "adapter"), base=str(tmp_path / "base"), target=str(tmp_path / "run"), kind="sft")
     convert.main(source=str(trained), target=str(tmp_path / "whole"))

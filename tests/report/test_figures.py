@@ -36,10 +36,11 @@ def texts(svg):
         (0, 0.5, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
         (-1, 1, [-1, -0.5, 0, 0.5, 1]),
         (3, 3, [3]),
+        (0, 4e-13, [0, 1e-13, 2e-13, 3e-13, 4e-13]),
     ],
 )
 def test_ticks_are_round(low, high, expected):
-    assert figures.ticks(low, high) == pytest.approx(expected)
+    assert figures.ticks(low, high) == pytest.approx(expected, abs=0)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,38 @@ def test_thin_keeps_the_mean_and_the_number():
 def test_flat_lines_do_not_divide_by_zero(values):
     svg = figures.line_plot({"a": (list(range(len(values))), values)}, "t")
     assert all(math.isfinite(number) for line in polylines(svg) for point in line for number in point)
+
+
+def test_steps_have_whole_ticks():
+    assert figures.ticks(1, 16, 6, whole=True) == [5, 10, 15] and figures.ticks(0, 2, 6, whole=True) == [0, 1, 2]
+    shown = texts(figures.line_plot({"a": (range(1, 17), range(1, 17))}, "t"))
+    assert not any("." in text for text in filter(None, shown))
+    assert "0.2" in texts(figures.line_plot({"a": ([0.0, 0.25, 1.0], [0, 1, 4])}, "t"))
+
+
+def test_rounding_is_drawn_as_a_flat_line_and_ticks_differ():
+    svg = figures.line_plot({"ratio": ([0, 1, 2], [1.0, 1 + 6e-8, 1 - 6e-8])}, "t")
+    (line,) = polylines(svg)
+    assert max(y for _, y in line) - min(y for _, y in line) < 0.2  # of a pixel
+    for spread in (6e-8, 2e-5, 1e-3):
+        ticks = [t for t in texts(figures.line_plot({"a": ([0, 1], [1.0, 1 + spread])}, "t", "")) if t and t[0].isdigit()]
+        assert len(set(ticks[:-2])) == len(ticks[:-2]) > 2
+
+
+def test_every_line_of_many_looks_different():
+    lines = {f"run {i}": ([0, 1], [i, i + 1]) for i in range(20)}
+    drawn = ElementTree.fromstring(figures.line_plot(lines, "t")).iter(f"{NAME}polyline")
+    assert len({(line.get("stroke"), line.get("stroke-dasharray")) for line in drawn}) == 20
+
+
+def test_long_names_and_many_bars_stay_inside():
+    long = "a/very/long/directory/" * 8 + "end"
+    found = [text for text in texts(figures.line_plot({long: ([0, 1], [0, 1]), "b": ([0, 1], [1, 0])}, long)) if text]
+    assert all(len(text) < 75 for text in found) and any(text.endswith("/end") for text in found)
+    labels = [f"<={2**i}" for i in range(3, 18)]
+    bars = ElementTree.fromstring(figures.bar_plot(labels, [1.0] * 15, "t")).iter(f"{NAME}text")
+    sizes = {t.text: float(t.get("font-size")) for t in bars if (t.text or "").startswith("<=")}
+    assert list(sizes) == labels and all(0.6 * size * len(name) < 448 / 15 + 1 for name, size in sizes.items())
 
 
 def test_empty_plots_say_so():

@@ -38,13 +38,14 @@ class Page(HTMLParser):
 def train(workdir, experiment, claims=(), **kwargs):
     run = runs.open_run(workdir, experiment, {"steps": 9, "optim": {"lr": 0.25}, "name": EVIL}, **kwargs)
     for step in range(1, 10):
-        rewards = {"rewards/chosen": step, "rewards/rejected": -step, "objective/kl": 0.1}
-        run.log(step, {"train/loss": 9 / step, "train/lr": 0.1, "perf/tokens_per_second": 5000.0, **rewards})
+        rewards = {"rewards/chosen": step, "rewards/rejected": -step, "objective/kl": 0.1 * step, "guard/skipped": 0.0}
+        run.log(step, {"train/loss": 9 / step, "train/lr": 0.1 / step, "perf/tokens_per_second": 5000.0, **rewards})
     run.log(9, {"eval/loss": 1.5})
     run.sample(9, "say " + EVIL, EVIL, stage="sft")
     run.warn("careful: " + EVIL)
     run.figure("calibration", figures.calibration_plot([0.5], [0.5], [3]))
-    run.finish({"accuracy": 0.875}, claims)
+    metrics = {"clip_ratio/low_mean": 0.0, "accuracy": 0.875, "eval/reward": 0.25}
+    run.finish(metrics, claims, then="chat --run=w && <b>")
     return run
 
 
@@ -78,6 +79,29 @@ def test_what_a_reader_looks_for_is_there(page):
     for title in ("Loss", "Learning rate", "Tokens per second", "rewards: chosen, rejected", "objective/kl"):
         assert f'aria-label="{title}"' in page, title
     assert "optim.lr" in text and "0.25" in text and "jax" in text
+
+
+def test_a_metric_that_never_changes_is_said_and_not_drawn(page):
+    assert "The same at every logged step: guard/skipped 0." in Page(page).text
+    assert 'aria-label="guard/skipped"' not in page
+
+
+def test_the_headline_is_of_results_and_not_of_bookkeeping(page):
+    names = re.findall(r'<div class="card"><b>[^<]*</b><span>([^<]*)', page)
+    assert names[-3:] == ["eval/reward", "accuracy", "clip_ratio/low_mean"]
+
+
+def test_the_report_ends_with_verdicts_and_the_next_command(page):
+    heads = re.findall(r"<h3>(\w+)", page)
+    assert heads[-2:] == ["Verdicts", "Next"] and page.rstrip().endswith("</pre>\n</main></body></html>")
+    assert "python -m experiments.chat --run=w && <b>" in Page(page).text
+
+
+def test_many_warnings_do_not_fill_the_page(tmp_path):
+    run = runs.open_run(tmp_path / "r", "toy", {})
+    (run.workdir / "log.txt").write_text("".join(f"00:00:00 WARNING number {i}\n" for i in range(5000)))
+    text = Page(html.write_report(run.workdir).read_text()).text
+    assert "number 49" in text and "number 50" not in text and "4,950 more in log.txt" in text
 
 
 def test_stages_are_sections_of_the_same_file(tmp_path):

@@ -22,12 +22,12 @@ SHAPED = [
 NAMES = (
     "token", "hf_token", "HF_TOKEN", "api_key", "apikey", "apiKey", "OPENAI_API_KEY", "WANDB_API_KEY", "secret", "client_secret",
     "password", "db.password", "PASSWD", "auth_token", "access_tokens", "aws_secret_access_key", "private_key", "hub.token",
-    "--token", "--config.hub.api_key", "credentials",
+    "--token", "--config.hub.api_key", "credentials", "x-api-key", "--hub.private-key", "auth-token",
 )  # fmt: skip
 TEXTS = (
     "num_tokens", "max_tokens", "cls_token", "eos_token", "bos_token", "pad_token", "tokens_per_step", "tokens_per_second",
     "tokenizer", "tokenizer.kind", "max_new_tokens", "tokens", "mask_token", "image_token", "token_ids", "pad_token_id", "keep",
-    "key", "init", "monkey", "hockey", "author", "num_token", "eval/token_accuracy", "user_token", "stop_token",
+    "key", "init", "monkey", "hockey", "author", "num_token", "eval/token_accuracy", "user_token", "stop_token", "eos-token",
 )  # fmt: skip
 
 
