@@ -73,7 +73,7 @@ def claim_row(claim: dict) -> str:
 def title_of(figure: Path) -> str:
     """The figure's title, for those who do not see it."""
     found = re.search(r'aria-label="([^"]*)"', figure.read_text(encoding="utf-8"))
-    return html.unescape(found[1]) if found and found[1] else figure.stem.replace("_", " ")
+    return re.sub(r"[\[\]]", "", html.unescape(found[1])) if found and found[1] else figure.stem.replace("_", " ")
 
 
 def section(name: str, run: Path, result: dict) -> str:
