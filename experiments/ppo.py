@@ -7,6 +7,9 @@
 
 policy and value are trained; reference and reward are frozen. The value starts from the reward model (arXiv 2203.02155).
 Rewards are standardised on the starting policy's own samples, so that kl_coef means the same for every reward model.
+
+At the first iteration the ratio is 1 and the KL 0. In the quickstart, seeds 0, 1, 2, the gold reward rose by .52, .38, .51 at a
+KL of .8 nats an answer (docs/quickstart.md).
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 
 Each round trains from the base (STaR without its hints, arXiv 2203.14465) or from the latest model (expert iteration). The
 model of round i is the run <workdir>/round<i>; accuracy, coverage and lengths are of the samples that the round drew.
+In the instr world, seed 0, from a quickstart's sft: .51, .86 and .89 of the samples right in rounds 1 to 3; greedy answers to
+held-out prompts .84 right before and .79 after.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ python -m experiments.reward --config.init=runs/sft --config.data.path=pairs.jso
 
 Rows are preference pairs ({"prompt", "chosen", "rejected"}), with `margin` (how much better chosen is) where every row has one,
 or rankings {"prompt", "ranked": [best, ..., worst]}, whose completions all stand in one batch element.
+
+The loss begins at ln 2. On the quickstart's pairs of seeds 0, 1, 2 it chose as the annotator did in .82, .77, .76 of the
+held-out ones, length alone in .70, .66, .66 (docs/quickstart.md).
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import html
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -68,12 +70,18 @@ def claim_row(claim: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def title_of(figure: Path) -> str:
+    """The figure's title, for those who do not see it."""
+    found = re.search(r'aria-label="([^"]*)"', figure.read_text(encoding="utf-8"))
+    return re.sub(r"[\[\]]", "", html.unescape(found[1])) if found and found[1] else figure.stem.replace("_", " ")
+
+
 def section(name: str, run: Path, result: dict) -> str:
     """One study: its question, figures, claims and findings."""
     figures = sorted((run / "figures").glob("*.svg"))
     for figure in figures:
         shutil.copyfile(figure, DOCS / "studies" / f"{name}.{figure.name}")
-    shown = "\n".join(f"![{f.stem.replace('_', ' ')}](studies/{name}.{f.name})" for f in figures)
+    shown = "\n".join(f"![{title_of(f)}](studies/{name}.{f.name})" for f in figures)
     rows = "\n".join(claim_row(c) for c in result["claims"])
     table = f"| claim | measured | bound | kind | |\n|---|---|---|---|---|\n{rows}"
     return f"## {name}\n\n{question(name)}\n\n{shown}\n\n{table}\n\n{result['findings']}\n"

@@ -1,5 +1,9 @@
-"""The recipes work: their blocks are executed in order, each as the file that its first line names, and their tests called."""
+"""The recipes work: their blocks are executed in order, each as the file that its first line names, and their tests called.
 
+`# PATH` is a new file, `# at the end of PATH` are lines that the reader adds to a file of the repository.
+"""
+
+import importlib
 import inspect
 import re
 import sys
@@ -8,16 +12,29 @@ import types
 import pytest
 
 from jaxllm import settings
-from jaxllm.models import families
 from tests.conftest import ROOT
 
-BLOCK = re.compile(r"```python\n# (?P<path>[\w/]+\.py)\n(?P<code>.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```python\n# (?P<added>at the end of )?(?P<path>[\w/]+\.py)\n(?P<code>.*?)```", re.DOTALL)
 RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+
+
+def name_of(path):
+    return path.removesuffix(".py").replace("/", ".")
+
+
+def added(path, code, monkeypatch):
+    """The block's lines behind those of a module that is there: its names are as the lines leave them, until the test ends."""
+    module = importlib.import_module(name_of(path).removesuffix(".__init__"))
+    names = [name for name in vars(module) if not name.startswith("__")]
+    after = {name: dict(value) if type(value := vars(module)[name]) is dict else value for name in names}
+    exec(compile(code, f"{path} (of a recipe)", "exec"), after)  # noqa: S102 the repository's own page
+    for name in [name for name in after if not name.startswith("__")]:
+        monkeypatch.setattr(module, name, after[name], raising=False)
 
 
 def as_module(path, code, monkeypatch):
     """The block as the module that `import` would find at its path."""
-    name = path.removesuffix(".py").replace("/", ".")
+    name = name_of(path)
     assert not (ROOT / path).exists(), f"{path} is there already: a recipe adds a file"
     module = types.ModuleType(name)
     parent, _, leaf = name.rpartition(".")
@@ -41,16 +58,19 @@ def call_tests(module, tmp_path):
 @pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
 def test_the_blocks_of_a_recipe_run_and_its_tests_pass(page, tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "CONFIGS", tmp_path / "configs")
-    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     text = page.read_text(encoding="utf-8")
     blocks, called = list(BLOCK.finditer(text)), 0
     assert len(blocks) == text.count("```python") >= 3, "every block names its file"
+    assert max(map(len, "\n".join(block["code"] for block in blocks).splitlines())) <= 130, "ruff would complain"
     for block in blocks:
         path, code = block["path"], block["code"]
         if path.startswith("configs/"):
             (tmp_path / path).parent.mkdir(parents=True)
             (tmp_path / path).write_text(code, encoding="utf-8")
-        called += call_tests(as_module(path, code, monkeypatch), tmp_path)
+        if block["added"]:
+            added(path, code, monkeypatch)
+        else:
+            called += call_tests(as_module(path, code, monkeypatch), tmp_path)
     assert called
 
 
