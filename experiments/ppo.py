@@ -23,6 +23,7 @@ from jaxllm.core import tree
 from jaxllm.core.ops import model_logps
 from jaxllm.core.types import Mean, UserError, mean_of
 from jaxllm.data import chat, pack
+from jaxllm.data.text import placed
 from jaxllm.losses import policy, reward
 from jaxllm.models import heads
 from jaxllm.train import gates, processes
@@ -60,10 +61,10 @@ def prompt_of(row, where):
 
 
 def prompts_of(config, run):
-    """(prompts, where they come from): rows with `prompt`, or tasks of the instr world."""
-    return common.rows_of(
-        config, run, prompt_of, lambda: instr.tasks("train", config.data.rows, seed=config.seed + 7)
-    )
+    """(prompts, where each stands): rows with `prompt`, or tasks of the instr world."""
+    own = lambda: instr.tasks("train", config.data.rows, seed=config.seed + 7)  # noqa: E731
+    rows, _ = common.rows_of(config, run, placed(prompt_of), own)
+    return [prompt for _, prompt in rows], [place for place, _ in rows]
 
 
 def pretraining_text(config, run, tokenizer, rows):
@@ -168,7 +169,7 @@ def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
 
 def main(config, run):
     check(config)
-    texts, where = prompts_of(config, run)
+    texts, places = prompts_of(config, run)
     common.check_batch(config, len(texts))
     start = common.need("sft", config.init, config, run)
     reward_run = common.need("reward", config.reward_model, config, run, init=start)
@@ -177,7 +178,7 @@ def main(config, run):
         judge = launch.load(reward_run, "reward", mesh=mesh)
         common.same_tokenizer(base, judge)
         common.check_length(base.model, config.max_prompt + config.max_new_tokens, "config.max_prompt + config.max_new_tokens")
-        prompts = completions.prompt_columns(base.tokenizer, texts, config.max_prompt, where)
+        prompts = completions.prompt_columns(base.tokenizer, texts, config.max_prompt, places)
         scalars = partial(heads.scalars, heads.with_scalar_head(base.model))
         sample = completions.sampler(
             base.model, base.tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature, mesh=mesh
