@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,11 @@ from jaxllm import cluster, exits, settings
 from jaxllm.core.types import UserError
 from jaxllm.report import run as runs
 from jaxllm.report.console import say
+from jaxllm.report.resume import check_resume
 from jaxllm.report.secrets import remember
+
+# whether checkpoints whose weights have another dtype are converted: --cast
+CAST: ContextVar[bool] = ContextVar("cast", default=False)
 
 # No device is touched before prepare_jax: a mistyped setting is answered at once.
 
@@ -38,14 +43,14 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
         if "--debug" in argv:
             exits.say_traceback()
         _exit(exits.user_error(error))
-    config, workdir, debug, extra, text, processes = command
-    os.environ.update(processes)
+    os.environ.update(command.processes)
+    CAST.set(command.cast)
 
     def work() -> None:
         _check_shared(argv)
-        execute(main, experiment, config, workdir, text, extra)
+        execute(main, experiment, command.config, command.workdir, command.text, command.extra, allow=command.allow)
 
-    _exit(exits.guard(work, workdir, text, debug=debug))
+    _exit(exits.guard(work, command.workdir, command.text, debug=command.debug))
 
 
 def tool(
@@ -64,9 +69,11 @@ def tool(
         if config and any(arg.startswith("--help-config") for arg in argv):
             return print(settings.help_config(argv, config))
         command = settings.parse(argv, config, flags) if config else None
-        given, debug = (command.extra, command.debug) if command else settings.parse_flags(argv, flags)
+        own = settings.parse_flags(argv, flags) if command is None else (command.extra, command.debug, command.cast)
+        given, debug, cast = own
     except ValueError as error:
         _exit(exits.user_error(error))
+    CAST.set(cast)
 
     def work() -> None:
         if before is not None:
@@ -116,11 +123,12 @@ def execute(
     extra: Mapping[str, Any],
     *,
     stage_of: Path | str | None = None,
+    allow: tuple[str, ...] | None = None,
 ) -> dict[str, Any] | None:
     """Open the run directory and call main, unless the run is finished; result.json if there is one."""
     plain = config.to_dict()
-    chosen = runs.check_resume(workdir, experiment, plain)
-    if result := runs.finished(workdir):
+    chosen, changed = check_resume(workdir, experiment, plain, allow)
+    if not changed and (result := runs.finished(workdir)):
         say(f"{workdir} is finished: nothing to do. Report: {runs.report_of(workdir)}")
         return result
     with config.unlocked():
@@ -130,7 +138,9 @@ def execute(
     from jaxllm.train import faults, processes
 
     with runs.lock(workdir) if first else _silent():
-        opened = runs.open_run(workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first)
+        opened = runs.open_run(
+            workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first, allow=allow
+        )
         faults.point("opened")
         main(config, opened, **extra)
         faults.point("after:result")
@@ -293,7 +303,8 @@ def load(
 
     Adapters are merged into the weights, so that every run is a plain model; with merged=False the model is the adapted one and
     its params hold them under `lora`.
-    UserError when there is no such checkpoint, it is damaged, or the tokenizer beside it is not the one it was trained with.
+    UserError when there is no such checkpoint, it is damaged, its weights have another dtype (and there is no --cast), or the
+    tokenizer beside it is not the one it was trained with.
     """
     import jax
 
@@ -312,7 +323,8 @@ def load(
     whole = {root: lora.with_lora(m, **adapters[root]) if root in adapters else m for root, m in models.items()}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda s: spec.shardings(s, mesh, sharding.current_rules()) if mesh else jax.tree.map(lambda _: here, s)  # noqa: E731
-    params, meta = restore_params(where, at, {root: spec.abstract(m.specs, place(m.specs)) for root, m in whole.items()})
+    like = {root: spec.abstract(m.specs, place(m.specs)) for root, m in whole.items()}
+    params, meta = restore_params(where, at, like, cast=CAST.get())
     if merged:
         params = _merged(params, adapters)
     else:
