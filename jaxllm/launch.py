@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jaxllm import cluster, exits, settings
 from jaxllm.core.types import UserError
 from jaxllm.report import run as runs
-from jaxllm.report.console import say
+from jaxllm.report.console import say, unread
 from jaxllm.report.resume import check_resume
 from jaxllm.report.secrets import remember
 
@@ -34,10 +34,8 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
     remember(arguments=argv)
     about = sys.modules[main.__module__].__doc__ if main.__module__ in sys.modules else main.__doc__
     try:
-        if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
-            return print(settings.help_text(experiment, about, flags))
-        if any(arg.startswith("--help-config") for arg in argv):
-            return print(settings.help_config(argv, experiment))
+        if text := _help(argv, experiment, experiment, about, flags):
+            return _exit(exits.guard(lambda: print(text), None, ""))
         command = settings.parse(argv, experiment, flags)
     except ValueError as error:
         if "--debug" in argv:
@@ -63,11 +61,9 @@ def tool(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     remember(arguments=argv)
-    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
-        return print(settings.help_text(name, sys.modules[main.__module__].__doc__, flags, configured=bool(config)))
     try:
-        if config and any(arg.startswith("--help-config") for arg in argv):
-            return print(settings.help_config(argv, config))
+        if text := _help(argv, name, config, sys.modules[main.__module__].__doc__, flags):
+            return _exit(exits.guard(lambda: print(text), None, ""))
         command = settings.parse(argv, config, flags) if config else None
         own = settings.parse_flags(argv, flags) if command is None else (command.extra, command.debug, command.cast)
         given, debug, cast = own
@@ -82,6 +78,15 @@ def tool(
         main(*([command.config] if command else []), **given)
 
     _exit(exits.guard(work, None, settings.command_text(name, argv), debug=debug))
+
+
+def _help(argv: list[str], name: str, config: str, about: str | None, flags: Mapping[str, Any]) -> str:
+    """What --help, or --help-config of the experiment `config`, asks for; "" when neither is there."""
+    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
+        return settings.help_text(name, about, flags, configured=bool(config))
+    if config and any(arg.partition("=")[0] == "--help-config" for arg in argv):
+        return settings.help_config(argv, config)
+    return ""
 
 
 def start(
@@ -211,7 +216,7 @@ def compile_cache(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _exit(code: int) -> None:
     """Leave with a code; of several processes each with its own, and without waiting for those that cannot come."""
-    sys.stdout.flush()
+    unread(sys.stdout)
     if code and (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
         from jaxllm.train import processes
 

@@ -157,7 +157,7 @@ def coerce(value: Any, kind: type) -> Any:
             value = float(value)
         elif kind in (tuple, list) and isinstance(value, (tuple, list)):
             value = kind(value)
-    except (ValueError, SyntaxError, KeyError):
+    except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):  # the last two: of ten thousand brackets
         value = None
     fits = kind is type(None) or (isinstance(value, kind) and not (kind is int and isinstance(value, bool)))
     if not fits or value != value:
@@ -288,9 +288,12 @@ def parse_flags(argv: list[str], extra: Mapping[str, Any]) -> tuple[dict[str, An
 
 def _overrides(items: list[Item]) -> dict[str, str | None]:
     """{"optim.lr": "1e-3"} of --config.optim.lr=1e-3; --noconfig.x is x=false."""
-    on = {item.name: item.value for item in items if item.name and item.name.startswith("config.")}
-    off = {item.name[2:]: "false" for item in items if item.name and item.name.startswith("noconfig.")}
-    return {name.removeprefix("config."): value for name, value in {**on, **off}.items()}
+    given = [(item.name, item.value) for item in items if item.name]  # of two the last one counts
+    return {
+        name.removeprefix("no").removeprefix("config."): "false" if name.startswith("no") else value
+        for name, value in given
+        if re.match(r"(no)?config\.", name)
+    }
 
 
 def _allowed(names: str, settings: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:
@@ -349,12 +352,14 @@ def comments_of(path: Path) -> dict[str, str]:
 
 
 def help_config(argv: list[str], experiment: str) -> str:
-    """Every setting (of the section that follows --help-config) with its value and its comment."""
-    at = next(i for i, arg in enumerate(argv) if arg.startswith("--help-config"))
-    section = argv[at].partition("=")[2] or "".join(argv[at + 1 : at + 2])
-    section = "" if section.startswith("-") else section
-    config, path = _config_of(split_arguments(argv[:at], set()), experiment)
+    """Every setting (of the section that follows --help-config) with its value and its comment. ValueError: there is none."""
+    items = split_arguments(argv, set())
+    section = next(item.value for item in items if item.name == "help-config") or ""
+    config, path = _config_of(items, experiment)
     settings, comments = settings_of(config), comments_of(Path(path.partition(":")[0]))
+    if not any(name.startswith(section) for name in settings):
+        near = nearest(section, settings)
+        raise ValueError(f"No setting begins with {section!r}." + (f" Did you mean --help-config {near}?" if near else ""))
     lines = [
         f"--config.{name}={value}".ljust(48) + (f"  # {comment}" if comment else "")
         for name, (_, value) in settings.items()
