@@ -279,7 +279,7 @@ def fit_lm(
     key = jax.random.key(config.seed)
     evaluator = jax.jit(lambda params, batch: (eval_loss or loss_fn)(params, batch, key)[1])
     evaluator = counted(processes.together(evaluator), "the evaluation")
-    size = config.batch_size if len(eval_rows["tokens"]) >= config.batch_size else mesh.shape["data"] * mesh.shape["fsdp"]
+    size = _eval_size(config, run, mesh, len(eval_rows["tokens"]))
     final: dict[str, float] = {}
 
     def evaluate(step: int, params: Any) -> None:
@@ -289,10 +289,21 @@ def fit_lm(
 
     fit(
         config, run, mesh=mesh, columns=rows, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
-        step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
-        tokens_per_step=config.batch_size * config.data.length, turns=turns,
+        step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule,
+        evaluate=evaluate if size else None, tokens_per_step=config.batch_size * config.data.length, turns=turns,
     )  # fmt: skip
     return final
+
+
+def _eval_size(config: Any, run: Any, mesh: Any, rows: int) -> int:
+    """Rows of a batch of held-out ones: what the mesh can split, 0 with a warning when they are too few for that."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows < shards:
+        run.warn(
+            f"nothing is evaluated: {rows} held-out rows cannot be split over mesh.data x mesh.fsdp = {shards}: hold out more "
+            "with config.data.held_out, or use a smaller mesh"
+        )
+    return min(config.batch_size, rows // shards * shards)
 
 
 def print_report(run: Any, what: str, report: dict) -> None:

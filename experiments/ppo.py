@@ -48,7 +48,9 @@ def check(config):
             f"config.kl_target={config.kl_target} with kl_coef={config.kl_coef}: give a number of nats, 0 or more, and a "
             "coefficient above 0 to start from"
         )
-    if config.batch_size % config.minibatches:
+    if config.max_new_tokens < 1:
+        raise UserError(f"config.max_new_tokens={config.max_new_tokens}: it must be 1 or more")
+    if config.batch_size % max(1, config.minibatches):
         raise UserError(f"config.minibatches={config.minibatches} does not divide config.batch_size={config.batch_size}")
 
 

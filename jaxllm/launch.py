@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 user error, 70 bug, 74 disk, 75 stopped and resumable, 130
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import sys
@@ -248,16 +249,20 @@ def find_stage(run: str | Path, stage: str | None = None, default: str | None = 
     A run directory holds its own checkpoints, or a stage's in <dir>/<stage>. Without `stage`: its own, else the stage
     `default`, else the last stage of the life cycle that can talk. UserError names what is there.
     """
-    text, _, at = str(run).partition("@")
-    root = (Path("runs") / "latest") if text == "latest" else Path(text)
+    text, mark, at = str(run).rpartition("@")
+    if not mark or "/" in at or os.path.isdir(run):  # the @ of a directory's own name
+        text, at = str(run), ""
+    root = (Path("runs") / "latest") if text == "latest" else Path(os.path.expanduser(text))
     if at and not at.isdigit():
         raise UserError(f"{run}: the step after @ must be a number, for example {text}@400")
-    if not root.is_dir():
-        raise UserError(f"{text}: no such run directory")
+    if not os.path.isdir(root):
+        beside = sorted(p.name for p in root.parent.glob("*/")) if os.path.isdir(root.parent) else []
+        near = difflib.get_close_matches(root.name, beside, 1)
+        raise UserError(f"{text}: no such run directory" + (f"; did you mean {root.with_name(near[0])}?" if near else ""))
     have = [s for s in STAGES if (root / s / "checkpoints").is_dir()]
     own = (root / "checkpoints").is_dir()
     step = int(at) if at else None
-    if stage and not (own and _experiment_of(root) == stage):
+    if stage and not (own and _experiment_of(root) in (stage, None)):
         if stage not in have:
             raise UserError(f"{text}: no stage {stage!r} with checkpoints; it has {', '.join(have) or 'none'}")
         return root / stage, step
@@ -271,9 +276,13 @@ def find_stage(run: str | Path, stage: str | None = None, default: str | None = 
 
 
 def _experiment_of(workdir: Path) -> str | None:
+    """What the newest checkpoint is of; None where that cannot be read, and loading it will say why."""
     newest = sorted((p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
     meta = newest[-1] / "meta" / "metadata" if newest else workdir
-    return json.loads(meta.read_text()).get("experiment") if meta.is_file() else None
+    try:
+        return json.loads(meta.read_text()).get("experiment")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def lora_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

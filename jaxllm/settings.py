@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import os
 import re
 import shlex
 import time
@@ -269,7 +270,7 @@ def _check_flags(items: list[Item], known: Mapping, settings: Mapping) -> tuple[
 def _config_of(items: list[Item], experiment: str) -> tuple[Any, str]:
     given = [item.value or "" for item in items if item.name == "config"]
     text = given[-1] if given else str(config_path(experiment))
-    path, _, variant = text.partition(":")
+    path, _, variant = os.path.expanduser(text).partition(":")
     if not _is_file(Path(path)) and _is_file(CONFIGS.parent / path):
         path = str(CONFIGS.parent / path)  # configs/sft.py is meant from wherever the command runs
     return load_config(path, variant or None), f"{path}:{variant}" if variant else path
@@ -324,7 +325,7 @@ def parse(argv: list[str], experiment: str, extra: Mapping[str, Any]) -> Command
     processes = cluster.flag_environment(parsed.coordinator, parsed.processes, parsed.process)
     with parsed.config.unlocked():  # settings declared as None have no type for absl to parse by
         parsed.config.update_from_flattened_dict({k: v for k, v in values.items() if k not in typed})
-    workdir = Path(parsed.workdir or default_workdir(experiment))
+    workdir = Path(os.path.expanduser(parsed.workdir) or default_workdir(experiment))  # no shell expands --workdir=~/run
     text = command_text(experiment, [*argv, *([] if parsed.workdir else [f"--workdir={workdir}"])])
     own = {name: parsed[name].value for name in extra}
     return Command(parsed.config, workdir, parsed.debug, own, text, processes, allow, parsed.cast)

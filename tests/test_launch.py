@@ -322,6 +322,21 @@ def test_start_without_a_finish_gives_nothing():
     assert runs.finished("w") is None
 
 
+def test_where_a_run_is(toy, monkeypatch):
+    for name in ("me@host/run", "a@b"):
+        Path(name, "checkpoints", "3", "meta").mkdir(parents=True)
+    assert launch.find_stage("me@host/run") == (Path("me@host/run"), None) and launch.find_stage("a@b") == (Path("a@b"), None)
+    assert launch.find_stage("me@host/run@40") == (Path("me@host/run"), 40)
+    monkeypatch.setenv("HOME", str(toy / "me@host"))
+    assert launch.find_stage("~/run@40") == (toy / "me@host/run", 40) and parsed("--workdir=~/new").workdir == toy / "me@host/new"
+    with pytest.raises(UserError, match="^me@host/rum: no such run directory; did you mean me@host/run?"):
+        launch.find_stage("me@host/rum")
+    with pytest.raises(UserError, match="the step after @ must be a number, for example a@b@400"):
+        launch.find_stage("a@b@last")
+    Path("a@b/checkpoints/3/meta/metadata").write_text("{")  # damaged: loading it says so
+    assert launch.find_stage("a@b", "sft") == (Path("a@b"), None)
+
+
 # ---- processes and caches
 
 

@@ -123,6 +123,16 @@ def test_long_conversations_are_counted(tmp_path, base):
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["train"]["truncated"] == int(cut)
 
 
+def test_too_few_held_out_rows_for_the_mesh_are_said_and_no_evaluation_is_made_up(tmp_path, base):
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"say {i}", "completion": "cat " * 5} for i in range(40)])
+    given = {"steps": 1, "batch_size": 4, "mesh.data": 4, "init": str(base), "data.path": path, "data.length": 32}
+    for held_out, said in (0.0, True), (0.2, False):
+        run = tmp_path / f"run{held_out}"
+        metrics = launch.start(sft.main, "sft", {**given, "data.held_out": held_out}, run)["metrics"]
+        assert ("1 held-out rows cannot be split over mesh.data x mesh.fsdp = 4" in (run / "log.txt").read_text()) == said
+        assert ("eval/loss" in metrics) == ('"eval/' in (run / "metrics.jsonl").read_text()) == (not said)
+
+
 @pytest.mark.parametrize("module", [reward, dpo])
 def test_fine_tuning_data_given_to_a_preference_stage(files, tmp_path, base, module):
     name = module.__name__.rpartition(".")[2]
@@ -160,7 +170,8 @@ def test_ids_outside_the_vocabulary_are_refused():
 
     columns = {"chosen": {"tokens": np.zeros((2, 3), np.int32), "targets": np.array([[0, 1, 2], [3, 99, 1]], np.int32)}}
     check_columns(columns, 100)
-    with pytest.raises(UserError, match="99"):
+    said = r"column chosen/targets row 1: id 99 at position 1 is outside the vocabulary of 99 ids \(0 to 98\): encode with"
+    with pytest.raises(UserError, match=said):
         check_columns(columns, 99)
 
 
