@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, completions, pretrain
+from experiments import bounds, common, completions, pretrain
 from jaxllm import launch
 from jaxllm.core import tree
 from jaxllm.core.ops import model_logps
@@ -39,6 +39,7 @@ LOSSES = {
 
 def check(config):
     """UserErrors about the settings, before anything is trained."""
+    bounds.check(config)
     if config.loss not in LOSSES:
         raise UserError(f"config.loss={config.loss!r}: choose one of {', '.join(LOSSES)}")
     if config.loss == "dual_clip" and config.dual <= 1 + config.clip:
@@ -50,7 +51,7 @@ def check(config):
         )
     if config.max_new_tokens < 1:
         raise UserError(f"config.max_new_tokens={config.max_new_tokens}: it must be 1 or more")
-    if config.batch_size % max(1, config.minibatches):
+    if config.batch_size % config.minibatches:
         raise UserError(f"config.minibatches={config.minibatches} does not divide config.batch_size={config.batch_size}")
 
 

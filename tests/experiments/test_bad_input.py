@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import bounds, dpo, ppo, pretrain, reward, sft
+from experiments import bounds, dpo, grpo, ppo, pretrain, reward, sft
 from jaxllm import launch, settings
 from jaxllm.core.types import UserError
 from jaxllm.train import checkpoint
@@ -143,6 +143,15 @@ def test_fine_tuning_data_given_to_a_preference_stage(files, tmp_path, base, mod
 def test_an_unknown_preference_loss(files, tmp_path, base):
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "data.path": files["pairs"], "loss": "nope"}
     check_refused(dpo.main, "dpo", overrides, tmp_path / "run", "choose one of dpo, ")
+
+
+ONLINE = [(ppo, "minibatches"), (ppo, "max_new_tokens"), (grpo, "group"), (grpo, "minibatches")]
+
+
+@pytest.mark.parametrize(("module", "name"), ONLINE)
+def test_numbers_of_online_rl(module, name, tmp_path):
+    experiment = module.__name__.rpartition(".")[2]
+    check_refused(module.main, experiment, {name: 0}, tmp_path / "run", f"config.{name}=0: it must be 1 or more")
 
 
 def test_ppo_without_prompts(files, tmp_path, base):
