@@ -14,7 +14,7 @@ COUNT: Bound = (lambda x: x >= 1, "1 or more")
 AMOUNT: Bound = (lambda x: x >= 0, "0 or more")
 FINITE: Bound = (lambda x: 0 <= x < math.inf, "0 or more, and finite")
 SHARE: Bound = (lambda x: 0 <= x <= 1, "from 0 to 1")
-DECAY: Bound = (lambda x: 0 <= x < 1, "from 0 up to 1, without 1 itself")
+PART: Bound = (lambda x: 0 <= x < 1, "from 0 up to 1, without 1 itself")
 
 # a recipe has some of these settings, and where it has one it means the same
 BOUNDS: dict[str, Bound] = {
@@ -23,7 +23,7 @@ BOUNDS: dict[str, Bound] = {
     **dict.fromkeys(("max_prompt", "max_new_tokens", "slots", "ptx_coef", "value_coef", "nll_weight", "lora.rank"), AMOUNT),
     **dict.fromkeys(("groups", "beta", "temperature", "data.rows"), AMOUNT),
     **dict.fromkeys(("optim.lr", "optim.warmup", "optim.final", "optim.weight_decay"), FINITE),
-    **dict.fromkeys(("optim.b1", "optim.b2"), DECAY),
+    **dict.fromkeys(("optim.b1", "optim.b2", "data.held_out"), PART),
     "optim.clip_norm": (lambda x: x > 0, "above 0 (inf: nothing is clipped)"),
     **dict.fromkeys(("gamma", "lam", "mask_rate"), SHARE),
 }

@@ -145,6 +145,11 @@ def test_an_unknown_preference_loss(files, tmp_path, base):
     check_refused(dpo.main, "dpo", overrides, tmp_path / "run", "choose one of dpo, ")
 
 
+def test_a_held_out_share_of_all(files, tmp_path):
+    overrides = {"data.path": files["chat"], "data.held_out": 1.0}
+    check_refused(sft.main, "sft", overrides, tmp_path / "run", "config.data.held_out=1.0: it must be from 0 up to 1")
+
+
 ONLINE = [(ppo, "minibatches"), (ppo, "max_new_tokens"), (grpo, "group"), (grpo, "minibatches")]
 
 
