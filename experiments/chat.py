@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def _save(messages, name):
     if not name or not messages:
         return "use /save talk.jsonl\n" if messages else "nothing has been said yet\n"
     try:
-        with open(Path(name).expanduser(), "x", encoding="utf-8") as file:
+        with open(Path(os.path.expanduser(name)), "x", encoding="utf-8") as file:
             file.write(json.dumps({"messages": messages}) + "\n")
     except FileExistsError:
         return f"{name} is there already: choose another name\n"

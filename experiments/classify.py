@@ -22,6 +22,7 @@ from jaxllm.core import sharding
 from jaxllm.core.types import UserError
 from jaxllm.data import labelled, masking
 from jaxllm.data import tokenizer as tokenizers
+from jaxllm.data.text import placed
 from jaxllm.losses import classify
 from jaxllm.models import encoder, pooled
 from jaxllm.train.annotate import map_batches
@@ -49,14 +50,17 @@ TASKS = {"kinds": of_questions("kind"), "families": of_questions("family")}
 
 
 def labelled_rows(config, run):
-    """(training rows, held-out rows, where they come from)."""
-    c = config.data
+    """((training rows, where each stands), (held-out rows, where each stands), where all of them come from)."""
+    c, where = config.data, config.data.path or f"the task {config.data.task}"
     if c.path:
-        rows, kept = (reading.checked(config, run, p, labelled.check_row) if p else [] for p in (c.path, c.eval_path))
-        return *((rows, kept) if kept else common.hold_out(rows, c.held_out, config.seed)), c.path
-    if c.task not in TASKS:
+        read = partial(reading.checked, config, run, check=placed(labelled.check_row))
+        rows, kept = (read(path) if path else [] for path in (c.path, c.eval_path))
+        rows, kept = (rows, kept) if kept else common.hold_out(rows, c.held_out, config.seed)
+    elif c.task not in TASKS:
         raise UserError(f"config.data.task={c.task!r}: choose one of {', '.join(TASKS)}")
-    return *TASKS[c.task](c.rows, c.eval_rows, config.seed), f"the task {c.task}"
+    else:
+        rows, kept = ([(where, row) for row in side] for side in TASKS[c.task](c.rows, c.eval_rows, config.seed))
+    return *(([row for _, row in side], [place for place, _ in side]) for side in (rows, kept)), where
 
 
 # ---- the trunk and its head
@@ -127,12 +131,12 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
 def main(config, run):
     if config.mode not in MODES:
         raise UserError(f"config.mode={config.mode!r}: choose one of {', '.join(MODES)}")
-    rows, kept_rows, where = labelled_rows(config, run)
+    (rows, places), (kept_rows, kept_places), where = labelled_rows(config, run)
     common.check_batch(config, len(rows))
     with common.open_mesh(config) as mesh:
         trunk, trained, tokenizer = trunk_of(config, rows, mesh)
-        shape, train = labelled.encode(tokenizer, rows, where, config.data.length)
-        _, kept = labelled.encode(tokenizer, kept_rows, config.data.eval_path or where, config.data.length, train.names)
+        shape, train = labelled.encode(tokenizer, rows, places, config.data.length)
+        _, kept = labelled.encode(tokenizer, kept_rows, kept_places, config.data.length, train.names)
         cut = f"{train.truncated} cut, {train.dropped} left out"
         run.note(f"{shape} rows of {where}: {len(rows):,} to train on ({cut}), {len(kept_rows):,} held out, {train.names[:8]}")
         if getattr(trunk.config, "n_types", 1) < 2:

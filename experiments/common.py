@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import reading, replay, speed, teach
+from experiments import bounds, reading, replay, speed, teach
 from experiments.optimizers import OPTIMIZERS
+from experiments.resume import restored
 from jaxllm import launch
 from jaxllm.adapt import lora
 from jaxllm.core import ops, sharding, spec, tree
 from jaxllm.core.types import TrainState, UserError
 from jaxllm.data import chat
 from jaxllm.data import tokenizer as tokenizers
-from jaxllm.data.loader import check_state, make_loader
+from jaxllm.data.loader import make_loader
 from jaxllm.data.pairs import normalise_pair
 from jaxllm.data.text import checked_rows
 from jaxllm.losses import lm
@@ -115,7 +116,8 @@ def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *
 
 
 def check_batch(config: Any, rows: int) -> None:
-    """UserErrors about batch sizes and taught bugs, before anything is trained or compiled."""
+    """UserErrors about numbers, batch sizes and taught bugs, before anything is trained or compiled."""
+    bounds.check(config)
     teach.of(config)
     mesh = sharding.make_mesh(dict(config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
@@ -129,7 +131,9 @@ def check_batch(config: Any, rows: int) -> None:
 
 
 def check_length(model: Any, length: int, names: str) -> None:
-    """UserError when sequences would be longer than the model's context."""
+    """UserError when sequences would be empty, or longer than the model's context."""
+    if length < 1:
+        raise UserError(f"{names}={length}: it must be 1 or more")
     if length > model.config.max_length:
         raise UserError(f"{names}={length} is longer than the model's context of {model.config.max_length} tokens: lower it")
 
@@ -207,7 +211,7 @@ def fit(
     store = checkpoint.open_checkpoints(run.workdir, keep=config.keep, warn=run.warn)
     whole = lambda s: s.replace(params=trained_roots(s.params, frozen))  # noqa: E731
     judge = evaluate and (lambda step, params: evaluate(step, trained_roots(params, frozen)))
-    state = _restored(store, run, loader, state, whole, config.steps)
+    state = restored(store, run, loader, state, whole, config.steps)
     if config.show_sharding:
         speed.show_sharding(run, mesh, model, state, frozen)
     rates = speed.meter(run, mesh, model, state, frozen, columns, config.batch_size, tokens_per_step, whole=one_program)
@@ -246,20 +250,6 @@ def _meta(config: Any, run: Any, model: Any, state: Any, tokenizer: Any, turns: 
     }  # fmt: skip
 
 
-def _restored(store: Any, run: Any, loader: Any, state: Any, whole: Callable, steps: int) -> Any:
-    """The state of the newest whole checkpoint, or the given one; metrics behind it are cut off, they will be written again."""
-    if (found := store.restore(whole(state))) is None:
-        run.truncate(0)
-        return state
-    faults.point("after:restore")
-    moving = tree.flatten(state.params).keys()
-    state, data, _ = found
-    check_state(loader, data)
-    run.truncate(int(state.step))
-    run.note(f"resumed at step {int(state.step)} of {steps}")
-    return state.replace(params=tree.unflatten({p: x for p, x in tree.flatten(state.params).items() if p in moving}))
-
-
 def keep_tokenizer(run: Any, tokenizer: Any) -> None:
     """The tokenizer's files and its chat template, in the run directory."""
     tokenizers.save(tokenizer, run.path("tokenizer"))
@@ -289,7 +279,7 @@ def fit_lm(
     key = jax.random.key(config.seed)
     evaluator = jax.jit(lambda params, batch: (eval_loss or loss_fn)(params, batch, key)[1])
     evaluator = counted(processes.together(evaluator), "the evaluation")
-    size = config.batch_size if len(eval_rows["tokens"]) >= config.batch_size else mesh.shape["data"] * mesh.shape["fsdp"]
+    size = _eval_size(config, run, mesh, len(eval_rows["tokens"]))
     final: dict[str, float] = {}
 
     def evaluate(step: int, params: Any) -> None:
@@ -299,10 +289,21 @@ def fit_lm(
 
     fit(
         config, run, mesh=mesh, columns=rows, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
-        step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
-        tokens_per_step=config.batch_size * config.data.length, turns=turns,
+        step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule,
+        evaluate=evaluate if size else None, tokens_per_step=config.batch_size * config.data.length, turns=turns,
     )  # fmt: skip
     return final
+
+
+def _eval_size(config: Any, run: Any, mesh: Any, rows: int) -> int:
+    """Rows of a batch of held-out ones: what the mesh can split, 0 with a warning when they are too few for that."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows < shards:
+        run.warn(
+            f"nothing is evaluated: {rows} held-out rows cannot be split over mesh.data x mesh.fsdp = {shards}: hold out more "
+            "with config.data.held_out, or use a smaller mesh"
+        )
+    return min(config.batch_size, rows // shards * shards)
 
 
 def print_report(run: Any, what: str, report: dict) -> None:

@@ -11,6 +11,7 @@ from experiments import teach
 from jaxllm.adapt import quantize
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
+from jaxllm.data.text import named
 from jaxllm.generate import decode, engine
 from jaxllm.models import paged
 from jaxllm.train import processes
@@ -27,16 +28,16 @@ class Completions(NamedTuple):
     record: dict[str, np.ndarray]
 
 
-def prompt_columns(tokenizer: Any, prompts: list, max_prompt: int, where: str = "prompts") -> dict[str, np.ndarray]:
+def prompt_columns(tokenizer: Any, prompts: list, max_prompt: int, where: Any = "prompts") -> dict[str, np.ndarray]:
     """{tokens [n, p], lengths [n]} of chat prompts with the generation prompt, p the longest rounded up to a multiple of 4.
 
-    UserError when one is longer than max_prompt.
+    UserError when one is longer than max_prompt; where: what they are called together, or where each of them stands.
     """
     ids = [p if isinstance(p, np.ndarray) else chat.prompt_ids(tokenizer, p) for p in prompts]
     if (longest := max(map(len, ids))) > max_prompt:
         row = max(range(len(ids)), key=lambda i: len(ids[i]))
         raise UserError(
-            f"{where} row {row + 1} has {longest} tokens, more than max_prompt={max_prompt}: raise it or shorten the row"
+            f"{named(where, row)} has {longest} tokens, more than max_prompt={max_prompt}: raise it or shorten the row"
         )
     tokens = np.zeros((len(ids), min(-(-longest // 4) * 4, max_prompt)), np.int32)
     for row, x in zip(tokens, ids, strict=True):

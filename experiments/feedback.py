@@ -14,7 +14,7 @@ from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import chat
 from jaxllm.data.pairs import normalise_pair
-from jaxllm.data.text import first_row
+from jaxllm.data.text import first_row, placed
 from jaxllm.generate.rewards import combine
 from jaxllm.losses import preference
 from jaxllm.train import rounds
@@ -30,9 +30,9 @@ def tasks_of(config: Any, run: Any) -> tuple[verifiable.Tasks, verifiable.Tasks]
         return verifiable.split_tasks(config, run, config.prompts, HELD_OUT)
     if "answer" in first_row(config.data.path):
         return verifiable.split_tasks(config, run, config.prompts, HELD_OUT)
-    found = reading.checked(config, run, config.data.path, prompt_of)
+    places, found = zip(*reading.checked(config, run, config.data.path, placed(prompt_of)), strict=True)
     shown = [{"prompt": p if isinstance(p, str) else p[-1]["content"]} for p in found]
-    tasks = verifiable.Tasks(found, shown, [""] * len(found), str(config.data.path))
+    tasks = verifiable.Tasks(list(found), shown, [""] * len(found), list(places), str(config.data.path))
     order = np.random.default_rng(config.seed).permutation(len(found))
     n = min(HELD_OUT, max(1, len(found) // 10))
     return verifiable.some(tasks, order[n:]), verifiable.some(tasks, order[:n])

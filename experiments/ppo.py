@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, completions, pretrain
+from experiments import bounds, common, completions, pretrain
 from jaxllm import launch
 from jaxllm.core import tree
 from jaxllm.core.ops import model_logps
 from jaxllm.core.types import Mean, UserError, mean_of
 from jaxllm.data import chat, pack
+from jaxllm.data.text import placed
 from jaxllm.losses import policy, reward
 from jaxllm.models import heads
 from jaxllm.train import gates, processes
@@ -41,6 +42,7 @@ LOSSES = {
 
 def check(config):
     """UserErrors about the settings, before anything is trained."""
+    bounds.check(config)
     if config.loss not in LOSSES:
         raise UserError(f"config.loss={config.loss!r}: choose one of {', '.join(LOSSES)}")
     if config.loss == "dual_clip" and config.dual <= 1 + config.clip:
@@ -50,6 +52,8 @@ def check(config):
             f"config.kl_target={config.kl_target} with kl_coef={config.kl_coef}: give a number of nats, 0 or more, and a "
             "coefficient above 0 to start from"
         )
+    if config.max_new_tokens < 1:
+        raise UserError(f"config.max_new_tokens={config.max_new_tokens}: it must be 1 or more")
     if config.batch_size % config.minibatches:
         raise UserError(f"config.minibatches={config.minibatches} does not divide config.batch_size={config.batch_size}")
 
@@ -63,10 +67,10 @@ def prompt_of(row, where):
 
 
 def prompts_of(config, run):
-    """(prompts, where they come from): rows with `prompt`, or tasks of the instr world."""
-    return common.rows_of(
-        config, run, prompt_of, lambda: instr.tasks("train", config.data.rows, seed=config.seed + 7)
-    )
+    """(prompts, where each stands): rows with `prompt`, or tasks of the instr world."""
+    own = lambda: instr.tasks("train", config.data.rows, seed=config.seed + 7)  # noqa: E731
+    rows, _ = common.rows_of(config, run, placed(prompt_of), own)
+    return [prompt for _, prompt in rows], [place for place, _ in rows]
 
 
 def pretraining_text(config, run, tokenizer, rows):
@@ -171,7 +175,7 @@ def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
 
 def main(config, run):
     check(config)
-    texts, where = prompts_of(config, run)
+    texts, places = prompts_of(config, run)
     common.check_batch(config, len(texts))
     start = common.need("sft", config.init, config, run)
     reward_run = common.need("reward", config.reward_model, config, run, init=start)
@@ -180,7 +184,7 @@ def main(config, run):
         judge = launch.load(reward_run, "reward", mesh=mesh)
         common.same_tokenizer(base, judge)
         common.check_length(base.model, config.max_prompt + config.max_new_tokens, "config.max_prompt + config.max_new_tokens")
-        prompts = completions.prompt_columns(base.tokenizer, texts, config.max_prompt, where)
+        prompts = completions.prompt_columns(base.tokenizer, texts, config.max_prompt, places)
         scalars = partial(heads.scalars, heads.with_scalar_head(base.model))
         sample = completions.sampler(
             base.model, base.tokenizer, max_new_tokens=config.max_new_tokens, temperature=config.temperature, mesh=mesh

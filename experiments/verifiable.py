@@ -23,11 +23,13 @@ CONTEXT = 512  # of a model that is trained on the file's own solutions
 
 
 class Tasks(NamedTuple):
-    """prompts [n] (text or messages); rows [n] for the reward functions (prompt, gold, ...); solutions [n], "" where unknown."""
+    """prompts [n] (text or messages); rows [n] for the reward functions (prompt, gold, ...); solutions [n], "" where unknown;
+    places [n]: where each stands; where: all of them."""
 
     prompts: list[Any]
     rows: list[dict[str, Any]]
     solutions: list[str]
+    places: list[str]
     where: str
 
 
@@ -36,15 +38,16 @@ def load_tasks(path: str, most: int, seed: int, split: str = "train", read: Call
     if not path:
         rows = instr.tasks(split, most, seed=seed)
         golds = [{"prompt": r["prompt"], "gold": r["answer"], "task": r} for r in rows]
-        return Tasks([r["prompt"] for r in rows], golds, [""] * most, "the instr world")
+        places = [f"the instr world, row {i + 1}" for i in range(most)]
+        return Tasks([r["prompt"] for r in rows], golds, [""] * most, places, "the instr world")
     found = read(path)
     rows = [{**p.row, "prompt": p.prompt[-1]["content"], "gold": p.gold} for p in found]
-    return Tasks([p.prompt for p in found], rows, [p.solution for p in found], str(path))
+    return Tasks([p.prompt for p in found], rows, [p.solution for p in found], [p.where for p in found], str(path))
 
 
 def some(tasks: Tasks, index: Any) -> Tasks:
     """The tasks of an index."""
-    return Tasks(*([column[i] for i in index] for column in tasks[:3]), tasks.where)
+    return Tasks(*([column[i] for i in index] for column in tasks[:4]), tasks.where)
 
 
 def reader(config: Any, run: Any) -> Callable[[str], list[problems.Problem]]:
@@ -155,23 +158,23 @@ def _instr(tasks: Tasks, key: str) -> combine.Reward:
 
 def _code(tasks: Tasks, tier: str) -> combine.Reward:
     """Programs in a tier of the sandbox; "unsafe_local" is limits alone."""
-    for i, row in enumerate(tasks.rows):
-        code.check_tests(row, f"{tasks.where} row {i + 1}")
+    for row, place in zip(tasks.rows, tasks.places, strict=True):
+        code.check_tests(row, place)
     local = tier == "unsafe_local"
     return code.reward(runner.make("rlimits" if local else tier or "auto", unsafe_local=local))
 
 
 def _check_answers(tasks: Tasks) -> None:
-    for i, row in enumerate(tasks.rows):
+    for row, place in zip(tasks.rows, tasks.places, strict=True):
         if not row["gold"] and row.get("tests"):
-            raise UserError(f"{tasks.where} row {i + 1} has tests and no answer, as 'exact' needs: use code")
+            raise UserError(f"{place} has tests and no answer, as 'exact' needs: use code")
 
 
 def _check_numbers(tasks: Tasks, name: str) -> None:
-    for i, row in enumerate(tasks.rows):
+    for row, place in zip(tasks.rows, tasks.places, strict=True):
         if answers.gold_number(row["gold"]) is None:
             shown = row["gold"][:40]
-            raise UserError(f"{tasks.where} row {i + 1}: the answer {shown!r} is no number, as {name!r} needs: use exact")
+            raise UserError(f"{place}: the answer {shown!r} is no number, as {name!r} needs: use exact")
 
 
 def score_texts(functions: Any, weights: Any, rows: list[dict], texts: list[str], ended: Any, lengths: Any) -> combine.Scores:
@@ -248,7 +251,7 @@ def prompt_columns(config: Any, run: Any, loaded: Any, tasks: Tasks, new: int) -
     ids = [ids[i] for i in keep]
     longest = max(map(len, ids))
     run.note(f"{tasks.where}: {len(ids):,} prompts of up to {longest} tokens{out}")
-    return some(tasks, keep), completions.prompt_columns(loaded.tokenizer, ids, longest, tasks.where)
+    return some(tasks, keep), completions.prompt_columns(loaded.tokenizer, ids, longest)
 
 
 def decode(tokenizer: Any, samples: Any) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """What ended a run, as a line and an exit code.
 
-0 done, 2 user error, 70 bug or numbers that are not finite, 74 disk, 75 stopped and resumable, 130 interrupted by hand.
+0 done, 2 user error, 70 bug or numbers that are not finite, 74 disk, 75 stopped and resumable, 130 interrupted by hand, 141 the
+reader of what a tool prints has gone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.core.types import UserError
-from jaxllm.report.console import say
+from jaxllm.report.console import say, unread
 from jaxllm.report.files import write_atomic
 from jaxllm.report.secrets import clean_message
 
+UNREAD = 141  # what a shell says of a command that SIGPIPE ended: `| head` has read what it wanted
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 DISK_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 
@@ -25,7 +27,7 @@ def guard(work: Callable[[], Any], workdir: Path | None, command: str, *, debug:
     """Run `work` and turn what it raises into a short message and an exit code."""
     try:
         work()
-        return 0
+        return UNREAD if unread(sys.stdout) else 0
     except KeyboardInterrupt:
         say(f"\nInterrupted. Continue with:  {command}", stream=sys.stderr)
         return 130
@@ -34,6 +36,8 @@ def guard(work: Callable[[], Any], workdir: Path | None, command: str, *, debug:
             say(f"Stopped. Continue with:  {command}", stream=sys.stderr)
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and unread(sys.stdout):
+            return UNREAD
         if debug:
             say_traceback()
         return _code_of(error, workdir, command, debug)

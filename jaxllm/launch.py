@@ -7,18 +7,24 @@ Exit codes: 0 done, 2 user error, 70 bug, 74 disk, 75 stopped and resumable, 130
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxllm import cluster, exits, settings
 from jaxllm.core.types import UserError
 from jaxllm.report import run as runs
-from jaxllm.report.console import say
+from jaxllm.report.console import say, unread
+from jaxllm.report.resume import check_resume
 from jaxllm.report.secrets import remember
+
+# whether checkpoints whose weights have another dtype are converted: --cast
+CAST: ContextVar[bool] = ContextVar("cast", default=False)
 
 # No device is touched before prepare_jax: a mistyped setting is answered at once.
 
@@ -29,23 +35,21 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
     remember(arguments=argv)
     about = sys.modules[main.__module__].__doc__ if main.__module__ in sys.modules else main.__doc__
     try:
-        if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
-            return print(settings.help_text(experiment, about, flags))
-        if any(arg.startswith("--help-config") for arg in argv):
-            return print(settings.help_config(argv, experiment))
+        if text := _help(argv, experiment, experiment, about, flags):
+            return _exit(exits.guard(lambda: print(text), None, ""))
         command = settings.parse(argv, experiment, flags)
     except ValueError as error:
         if "--debug" in argv:
             exits.say_traceback()
         _exit(exits.user_error(error))
-    config, workdir, debug, extra, text, processes = command
-    os.environ.update(processes)
+    os.environ.update(command.processes)
+    CAST.set(command.cast)
 
     def work() -> None:
         _check_shared(argv)
-        execute(main, experiment, config, workdir, text, extra)
+        execute(main, experiment, command.config, command.workdir, command.text, command.extra, allow=command.allow)
 
-    _exit(exits.guard(work, workdir, text, debug=debug))
+    _exit(exits.guard(work, command.workdir, command.text, debug=command.debug))
 
 
 def tool(
@@ -58,15 +62,15 @@ def tool(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     remember(arguments=argv)
-    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
-        return print(settings.help_text(name, sys.modules[main.__module__].__doc__, flags, configured=bool(config)))
     try:
-        if config and any(arg.startswith("--help-config") for arg in argv):
-            return print(settings.help_config(argv, config))
+        if text := _help(argv, name, config, sys.modules[main.__module__].__doc__, flags):
+            return _exit(exits.guard(lambda: print(text), None, ""))
         command = settings.parse(argv, config, flags) if config else None
-        given, debug = (command.extra, command.debug) if command else settings.parse_flags(argv, flags)
+        own = settings.parse_flags(argv, flags) if command is None else (command.extra, command.debug, command.cast)
+        given, debug, cast = own
     except ValueError as error:
         _exit(exits.user_error(error))
+    CAST.set(cast)
 
     def work() -> None:
         if before is not None:
@@ -75,6 +79,15 @@ def tool(
         main(*([command.config] if command else []), **given)
 
     _exit(exits.guard(work, None, settings.command_text(name, argv), debug=debug))
+
+
+def _help(argv: list[str], name: str, config: str, about: str | None, flags: Mapping[str, Any]) -> str:
+    """What --help, or --help-config of the experiment `config`, asks for; "" when neither is there."""
+    if any(arg in ("-h", "--help", "--helpfull") for arg in argv):
+        return settings.help_text(name, about, flags, configured=bool(config))
+    if config and any(arg.partition("=")[0] == "--help-config" for arg in argv):
+        return settings.help_config(argv, config)
+    return ""
 
 
 def start(
@@ -116,11 +129,12 @@ def execute(
     extra: Mapping[str, Any],
     *,
     stage_of: Path | str | None = None,
+    allow: tuple[str, ...] | None = None,
 ) -> dict[str, Any] | None:
     """Open the run directory and call main, unless the run is finished; result.json if there is one."""
     plain = config.to_dict()
-    chosen = runs.check_resume(workdir, experiment, plain)
-    if result := runs.finished(workdir):
+    chosen, changed = check_resume(workdir, experiment, plain, allow)
+    if not changed and (result := runs.finished(workdir)):
         say(f"{workdir} is finished: nothing to do. Report: {runs.report_of(workdir)}")
         return result
     with config.unlocked():
@@ -130,7 +144,9 @@ def execute(
     from jaxllm.train import faults, processes
 
     with runs.lock(workdir) if first else _silent():
-        opened = runs.open_run(workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first)
+        opened = runs.open_run(
+            workdir, experiment, config.to_dict(), command=command, stage_of=stage_of, writes=first, allow=allow
+        )
         faults.point("opened")
         main(config, opened, **extra)
         faults.point("after:result")
@@ -201,7 +217,7 @@ def compile_cache(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _exit(code: int) -> None:
     """Leave with a code; of several processes each with its own, and without waiting for those that cannot come."""
-    sys.stdout.flush()
+    unread(sys.stdout)
     if code and (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
         from jaxllm.train import processes
 
@@ -233,16 +249,20 @@ def find_stage(run: str | Path, stage: str | None = None, default: str | None = 
     A run directory holds its own checkpoints, or a stage's in <dir>/<stage>. Without `stage`: its own, else the stage
     `default`, else the last stage of the life cycle that can talk. UserError names what is there.
     """
-    text, _, at = str(run).partition("@")
-    root = (Path("runs") / "latest") if text == "latest" else Path(text)
+    text, mark, at = str(run).rpartition("@")
+    if not mark or "/" in at or os.path.isdir(run):  # the @ of a directory's own name
+        text, at = str(run), ""
+    root = (Path("runs") / "latest") if text == "latest" else Path(os.path.expanduser(text))
     if at and not at.isdigit():
         raise UserError(f"{run}: the step after @ must be a number, for example {text}@400")
-    if not root.is_dir():
-        raise UserError(f"{text}: no such run directory")
+    if not os.path.isdir(root):
+        beside = sorted(p.name for p in root.parent.glob("*/")) if os.path.isdir(root.parent) else []
+        near = difflib.get_close_matches(root.name, beside, 1)
+        raise UserError(f"{text}: no such run directory" + (f"; did you mean {root.with_name(near[0])}?" if near else ""))
     have = [s for s in STAGES if (root / s / "checkpoints").is_dir()]
     own = (root / "checkpoints").is_dir()
     step = int(at) if at else None
-    if stage and not (own and _experiment_of(root) == stage):
+    if stage and not (own and _experiment_of(root) in (stage, None)):
         if stage not in have:
             raise UserError(f"{text}: no stage {stage!r} with checkpoints; it has {', '.join(have) or 'none'}")
         return root / stage, step
@@ -256,9 +276,13 @@ def find_stage(run: str | Path, stage: str | None = None, default: str | None = 
 
 
 def _experiment_of(workdir: Path) -> str | None:
+    """What the newest checkpoint is of; None where that cannot be read, and loading it will say why."""
     newest = sorted((p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
     meta = newest[-1] / "meta" / "metadata" if newest else workdir
-    return json.loads(meta.read_text()).get("experiment") if meta.is_file() else None
+    try:
+        return json.loads(meta.read_text()).get("experiment")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def lora_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,7 +317,8 @@ def load(
 
     Adapters are merged into the weights, so that every run is a plain model; with merged=False the model is the adapted one and
     its params hold them under `lora`.
-    UserError when there is no such checkpoint, it is damaged, or the tokenizer beside it is not the one it was trained with.
+    UserError when there is no such checkpoint, it is damaged, its weights have another dtype (and there is no --cast), or the
+    tokenizer beside it is not the one it was trained with.
     """
     import jax
 
@@ -312,7 +337,8 @@ def load(
     whole = {root: lora.with_lora(m, **adapters[root]) if root in adapters else m for root, m in models.items()}
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda s: spec.shardings(s, mesh, sharding.current_rules()) if mesh else jax.tree.map(lambda _: here, s)  # noqa: E731
-    params, meta = restore_params(where, at, {root: spec.abstract(m.specs, place(m.specs)) for root, m in whole.items()})
+    like = {root: spec.abstract(m.specs, place(m.specs)) for root, m in whole.items()}
+    params, meta = restore_params(where, at, like, cast=CAST.get())
     if merged:
         params = _merged(params, adapters)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import os
 import re
 import shlex
 import time
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from jaxllm import cluster, ranges
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FLAGS = {"workdir": "", "debug": False, **cluster.FLAGS}
+FLAGS = {"workdir": "", "debug": False, "allow": "", "cast": False, **cluster.FLAGS}
 MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 EXPECTED = {
@@ -32,7 +33,8 @@ EXPECTED = {
 
 
 class Command(NamedTuple):
-    """A checked command line: the locked config, where to run, the experiment's flags, how to repeat it, the processes."""
+    """A checked command line: the locked config, where to run, the experiment's flags, how to repeat it, the processes, the
+    settings that may differ from those that a run began with, and whether weights of another dtype are converted."""
 
     config: Any
     workdir: Path
@@ -40,6 +42,8 @@ class Command(NamedTuple):
     extra: dict[str, Any]
     text: str
     processes: dict[str, str]  # variables of the environment
+    allow: tuple[str, ...]
+    cast: bool
 
 
 class Item(NamedTuple):
@@ -154,7 +158,7 @@ def coerce(value: Any, kind: type) -> Any:
             value = float(value)
         elif kind in (tuple, list) and isinstance(value, (tuple, list)):
             value = kind(value)
-    except (ValueError, SyntaxError, KeyError):
+    except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):  # the last two: of ten thousand brackets
         value = None
     fits = kind is type(None) or (isinstance(value, kind) and not (kind is int and isinstance(value, bool)))
     if not fits or value != value:
@@ -266,28 +270,39 @@ def _check_flags(items: list[Item], known: Mapping, settings: Mapping) -> tuple[
 def _config_of(items: list[Item], experiment: str) -> tuple[Any, str]:
     given = [item.value or "" for item in items if item.name == "config"]
     text = given[-1] if given else str(config_path(experiment))
-    path, _, variant = text.partition(":")
+    path, _, variant = os.path.expanduser(text).partition(":")
     if not _is_file(Path(path)) and _is_file(CONFIGS.parent / path):
         path = str(CONFIGS.parent / path)  # configs/sft.py is meant from wherever the command runs
     return load_config(path, variant or None), f"{path}:{variant}" if variant else path
 
 
-def parse_flags(argv: list[str], extra: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The flags of an experiment without a config, and --debug; ValueError holds a line for every mistake."""
-    known = {"debug": False, **extra}
+def parse_flags(argv: list[str], extra: Mapping[str, Any]) -> tuple[dict[str, Any], bool, bool]:
+    """The flags of an experiment without a config, --debug and --cast; ValueError holds a line for every mistake."""
+    known = {"debug": False, "cast": False, **extra}
     items = split_arguments(argv, {name for name, default in known.items() if isinstance(default, bool)})
     given, errors = _check_flags(items, known, {})
     if errors:
         raise ValueError("\n".join(errors))
     values = {**known, **given}
-    return {name: values[name] for name in extra}, values["debug"]
+    return {name: values[name] for name in extra}, values["debug"], values["cast"]
 
 
 def _overrides(items: list[Item]) -> dict[str, str | None]:
     """{"optim.lr": "1e-3"} of --config.optim.lr=1e-3; --noconfig.x is x=false."""
-    on = {item.name: item.value for item in items if item.name and item.name.startswith("config.")}
-    off = {item.name[2:]: "false" for item in items if item.name and item.name.startswith("noconfig.")}
-    return {name.removeprefix("config."): value for name, value in {**on, **off}.items()}
+    given = [(item.name, item.value) for item in items if item.name]  # of two the last one counts
+    return {
+        name.removeprefix("no").removeprefix("config."): "false" if name.startswith("no") else value
+        for name, value in given
+        if re.match(r"(no)?config\.", name)
+    }
+
+
+def _allowed(names: str, settings: Mapping[str, Any]) -> tuple[tuple[str, ...], list[str]]:
+    """(The settings and groups of --allow=optim.lr,data; a line for each that is none)."""
+    allow = tuple(name.strip().removeprefix("config.") for name in names.split(",") if name.strip())
+    unknown = [name for name in allow if not any(known == name or known.startswith(f"{name}.") for known in settings)]
+    hints = [f" Did you mean --allow={near}?" if (near := nearest(name, settings)) else "" for name in unknown]
+    return allow, [f"--allow={name}: no such setting.{hint}" for name, hint in zip(unknown, hints, strict=True)]
 
 
 def parse(argv: list[str], experiment: str, extra: Mapping[str, Any]) -> Command:
@@ -300,8 +315,9 @@ def parse(argv: list[str], experiment: str, extra: Mapping[str, Any]) -> Command
     items = split_arguments(argv, switches)
     values, errors = check_overrides(config, _overrides(items), "--config.")
     given, more = _check_flags(items, known, settings)
-    if errors or more:
-        raise ValueError("\n".join(errors + more))
+    allow, unknown = _allowed(str(given.get("allow", "")), settings)
+    if errors or more or unknown:
+        raise ValueError("\n".join(errors + more + unknown))
     typed = {k: v for k, v in values.items() if settings[k][0] is not type(None) and v is not None}
     clean = [f"--config={config_file}", *(f"--config.{key}={value}" for key, value in typed.items())]
     clean += [f"--{name}={value}" for name, value in given.items()]
@@ -309,9 +325,10 @@ def parse(argv: list[str], experiment: str, extra: Mapping[str, Any]) -> Command
     processes = cluster.flag_environment(parsed.coordinator, parsed.processes, parsed.process)
     with parsed.config.unlocked():  # settings declared as None have no type for absl to parse by
         parsed.config.update_from_flattened_dict({k: v for k, v in values.items() if k not in typed})
-    workdir = Path(parsed.workdir or default_workdir(experiment))
+    workdir = Path(os.path.expanduser(parsed.workdir) or default_workdir(experiment))  # no shell expands --workdir=~/run
     text = command_text(experiment, [*argv, *([] if parsed.workdir else [f"--workdir={workdir}"])])
-    return Command(parsed.config, workdir, parsed.debug, {name: parsed[name].value for name in extra}, text, processes)
+    own = {name: parsed[name].value for name in extra}
+    return Command(parsed.config, workdir, parsed.debug, own, text, processes, allow, parsed.cast)
 
 
 def command_text(experiment: str, argv: list[str]) -> str:
@@ -336,12 +353,14 @@ def comments_of(path: Path) -> dict[str, str]:
 
 
 def help_config(argv: list[str], experiment: str) -> str:
-    """Every setting (of the section that follows --help-config) with its value and its comment."""
-    at = next(i for i, arg in enumerate(argv) if arg.startswith("--help-config"))
-    section = argv[at].partition("=")[2] or "".join(argv[at + 1 : at + 2])
-    section = "" if section.startswith("-") else section
-    config, path = _config_of(split_arguments(argv[:at], set()), experiment)
+    """Every setting (of the section that follows --help-config) with its value and its comment. ValueError: there is none."""
+    items = split_arguments(argv, set())
+    section = next(item.value for item in items if item.name == "help-config") or ""
+    config, path = _config_of(items, experiment)
     settings, comments = settings_of(config), comments_of(Path(path.partition(":")[0]))
+    if not any(name.startswith(section) for name in settings):
+        near = nearest(section, settings)
+        raise ValueError(f"No setting begins with {section!r}." + (f" Did you mean --help-config {near}?" if near else ""))
     lines = [
         f"--config.{name}={value}".ljust(48) + (f"  # {comment}" if comment else "")
         for name, (_, value) in settings.items()
@@ -353,7 +372,8 @@ def help_config(argv: list[str], experiment: str) -> str:
 
 def help_text(experiment: str, about: str | None, extra: Mapping, *, configured: bool = True) -> str:
     """What the experiment does and which flags it takes."""
-    shared = "[--config=FILE[:variant]] [--config.a.b=VALUE ...] [--workdir=DIR] [--help-config [section]] " + cluster.HELP + " "
+    shared = "[--config=FILE[:variant]] [--config.a.b=VALUE ...] [--workdir=DIR] [--help-config [section]] "
+    shared += "[--allow=a.b,c] " + cluster.HELP + " "
     own = " ".join(f"[--{name}={default}]" for name, default in extra.items())
-    usage = f"Usage: python -m experiments.{experiment} {shared if configured else ''}[--debug] {own}"
+    usage = f"Usage: python -m experiments.{experiment} {shared if configured else ''}[--debug] [--cast] {own}"
     return f"{(about or '').strip()}\n\n{usage}".strip()

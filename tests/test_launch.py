@@ -112,12 +112,16 @@ GOLDEN = [
         "--config.over_optimise=maybe: expected true or false; it is False by default",
     ),
     ("--config.steps", "--config.steps: expected a value; it is 10 by default"),
+    (
+        "--config.optim.betas=" + "-" * 10**5 + "1",
+        "--config.optim.betas=" + "-" * 10**5 + "1: expected a tuple like (1, 2); it is (0.9, 0.95) by default",
+    ),
     ("--n=x", "--n=x: expected a whole number (100, 1e3, 2k, 3M)"),
     ("--workdir", "--workdir: expected a value"),
 ]
 
 
-@pytest.mark.parametrize(("argument", "message"), GOLDEN, ids=[argument for argument, _ in GOLDEN])
+@pytest.mark.parametrize(("argument", "message"), GOLDEN, ids=[argument[:60] for argument, _ in GOLDEN])
 def test_golden_refusals(argument, message):
     assert refusal(argument, n=3) == message
 
@@ -163,6 +167,8 @@ def test_variant_and_overrides_and_bool_spellings():
 
 def test_the_last_of_two_overrides_counts():
     assert parsed("--config.steps=1", "--config.steps=2").config.steps == 2
+    assert parsed("--noconfig.over_optimise", "--config.over_optimise=true").config.over_optimise is True
+    assert parsed("--config.over_optimise=true", "--noconfig.over_optimise").config.over_optimise is False
 
 
 @pytest.mark.parametrize(
@@ -196,6 +202,14 @@ def test_help_lists_settings_with_comments(capsys):
     launch.run(trained([]), "toy", argv=["--help-config", "optim"])
     shown = capsys.readouterr().out
     assert "--config.optim.lr=0.001" in shown and "steps" not in shown
+
+
+    launch.run(trained([]), "toy", argv=["--help-config=model", "--config=configs/toy.py:big"])
+    shown = capsys.readouterr().out
+    assert "--config.model.d_model=512" in shown and "lr" not in shown
+    with pytest.raises(SystemExit) as stop:
+        launch.run(trained([]), "toy", argv=["--help-config", "modle"])
+    assert stop.value.code == 2 and "No setting begins with 'modle'. Did you mean --help-config model" in capsys.readouterr().err
 
 
 # ---- runs
@@ -308,6 +322,21 @@ def test_start_without_a_finish_gives_nothing():
     assert runs.finished("w") is None
 
 
+def test_where_a_run_is(toy, monkeypatch):
+    for name in ("me@host/run", "a@b"):
+        Path(name, "checkpoints", "3", "meta").mkdir(parents=True)
+    assert launch.find_stage("me@host/run") == (Path("me@host/run"), None) and launch.find_stage("a@b") == (Path("a@b"), None)
+    assert launch.find_stage("me@host/run@40") == (Path("me@host/run"), 40)
+    monkeypatch.setenv("HOME", str(toy / "me@host"))
+    assert launch.find_stage("~/run@40") == (toy / "me@host/run", 40) and parsed("--workdir=~/new").workdir == toy / "me@host/new"
+    with pytest.raises(UserError, match="^me@host/rum: no such run directory; did you mean me@host/run?"):
+        launch.find_stage("me@host/rum")
+    with pytest.raises(UserError, match="the step after @ must be a number, for example a@b@400"):
+        launch.find_stage("a@b@last")
+    Path("a@b/checkpoints/3/meta/metadata").write_text("{")  # damaged: loading it says so
+    assert launch.find_stage("a@b", "sft") == (Path("a@b"), None)
+
+
 # ---- processes and caches
 
 
@@ -337,9 +366,29 @@ settings.CONFIGS = Path("configs")
 def main(config, run):
     run.finish({})
 
+def tool(**flags):
+    print("a line of a tool")
+
 if __name__ == "__main__":
-    launch.run(main, "toy")
+    if "--tool" in sys.argv:
+        launch.tool(tool, "toy", {"tool": False})
+    else:
+        launch.run(main, "toy")
 """
+
+
+def test_output_that_nobody_reads_any_more(toy):
+    """`| head` may be gone before the last line: help and tools then end quietly, a run goes on and keeps its own code."""
+    (toy / "toy_experiment.py").write_text(SCRIPT)
+    environ = {**os.environ, "PYTHONPATH": str(Path(launch.__file__).parents[1]), "XLA_FLAGS": ""}
+    for argv, code in (["--help-config"], 141), (["--help"], 141), (["--tool"], 141), (["--workdir=w"], 0):
+        reader, writer = os.pipe()
+        os.close(reader)
+        argv = [sys.executable, "toy_experiment.py", *argv]
+        done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, env=environ, timeout=60)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (code, ""), argv
+    assert (toy / "w" / "result.json").exists()
 
 
 def test_exit_codes_of_a_real_process(toy):

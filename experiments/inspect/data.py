@@ -112,10 +112,10 @@ def text_to_text(config: Any, run: Any, run_dir: str, shown: int) -> Data:
 
 
 def classes(config: Any, run: Any, run_dir: str, shown: int) -> Data:
-    rows, _, where = classify.labelled_rows(config, run)
+    (rows, places), _, where = classify.labelled_rows(config, run)
     texts = [str(value) for row in rows for value in row.values()]
     tokenizer = extended(config, run) if config.init else masking.extended(pretrain.tokenizer_of(config, texts))
-    shape, found = labelled.encode(tokenizer, rows, where, config.data.length)
+    shape, found = labelled.encode(tokenizer, rows, places, config.data.length)
     run.note(f"{shape} rows of {where}: {len(rows):,}, {found.truncated} cut, {found.dropped} left out; labels {found.names[:8]}")
     report = {"truncated": found.truncated, "dropped": found.dropped, "examples": len(rows)}
     return Data(found.columns, tokenizer, where, report, answers=found.names)

@@ -74,12 +74,12 @@ def proximal(config: Any, run_dir: str, log: Any, rows: int) -> View:
     """PPO: a completion of each of the first prompts, with a reward model's score and GAE's advantage of every token."""
     if not config.reward_model:
         raise UserError("PPO's rewards are a reward model's: give --config.reward_model=RUN, or --run of a run that trained one")
-    prompts, where = ppo.prompts_of(config, log)
+    prompts, places = ppo.prompts_of(config, log)
     with common.open_mesh(config) as mesh:
         base, judge = launch.load(config.init, default="sft", mesh=mesh), launch.load(config.reward_model, "reward", mesh=mesh)
         common.same_tokenizer(base, judge)
         now = trained(run_dir, base, log, mesh)
-        columns = completions.prompt_columns(base.tokenizer, prompts, config.max_prompt, where)
+        columns = completions.prompt_columns(base.tokenizer, prompts, config.max_prompt, places)
         index = first_rows(columns, config, rows)
         scalars = partial(heads.scalars, heads.with_scalar_head(base.model))
         sample = completions.sampler(
@@ -99,7 +99,8 @@ def proximal(config: Any, run_dir: str, log: Any, rows: int) -> View:
     log.note(
         "reward: the reward model's score, standardised, less missing_eos_penalty; advantages by GAE, whitened over these rows"
     )
-    told = [chat.as_messages(prompts[i], "user", where) for i in index]
+    told = [chat.as_messages(prompts[i], "user", places[i]) for i in index]
+    where = config.data.path or "the instr world"
     return _view("ppo", where, log, base.tokenizer, batch, (index, told, [""] * len(index), np.asarray(scores)), 1)
 
 

@@ -50,10 +50,11 @@ def problems(config: Any, run: Any, run_dir: str, shown: int, experiment: str) -
 
 
 def prompts(config: Any, run: Any, run_dir: str, shown: int) -> Data:
-    texts, where = ppo.prompts_of(config, run)
+    texts, places = ppo.prompts_of(config, run)
     tokenizer = start_of(config, "ppo", run).tokenizer
-    columns = completions.prompt_columns(tokenizer, texts, config.max_prompt, where)
-    told = [chat.as_messages(p, "user", where) for p in texts]
+    columns = completions.prompt_columns(tokenizer, texts, config.max_prompt, places)
+    told = [chat.as_messages(p, "user", "prompt") for p in texts]
+    where = config.data.path or "the instr world"
     return Data(columns | {"row": np.arange(len(told))}, tokenizer, where, {}, {"prompt": told})
 
 

@@ -38,7 +38,7 @@ def save(
     whole or not at all.
     UserError: the target has content, the parameters are not the model's, or no published architecture holds this config.
     """
-    target = Path(path).expanduser().absolute()
+    target = Path(os.path.expanduser(path)).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{path}: is there and not empty: export to a new directory, or remove it first")
     if jax.process_count() > 1:

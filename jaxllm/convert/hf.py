@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +39,8 @@ def load(
     memory. UserError: an architecture or setting that is not supported; names that are unknown or missing and shapes that
     differ (the first five, both shapes); pickled weights and files that claim what they should not.
     """
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
+    directory = Path(os.path.expanduser(path))
+    if not os.path.isdir(directory):
         raise UserError(f"{path}: no such directory (a name on the hub goes through hf.from_pretrained)")
     published = read_config(directory)
     family = find_family(published, directory)

@@ -79,7 +79,7 @@ def save(
     README.md, from the architecture and how many numbers are written.
     UserError: the target has content, no published architecture holds the model, or none of its modules an adapter (experts).
     """
-    target = Path(path).expanduser().absolute()
+    target = Path(os.path.expanduser(path)).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{path}: is there and not empty: export to a new directory, or remove it first")
     family = export._holds(model.config, architecture)
@@ -211,7 +211,7 @@ def load(path: str | Path, model: Model, architecture: str | None = None) -> Rea
 
     UserError: no adapter of PEFT, another method (DoRA, biases, embeddings), or modules that the model does not have.
     """
-    directory = Path(path).expanduser()
+    directory = Path(os.path.expanduser(path))
     if not (directory / CONFIG).exists():
         raise UserError(f"{path}: no {CONFIG}: give the directory of an adapter that PEFT saved")
     config = safetensors.read_json(directory, CONFIG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tempfile
 import zipfile
@@ -15,7 +16,7 @@ import numpy as np
 
 from jaxllm.core.types import UserError
 from jaxllm.data import tokenizer as tokenizers
-from jaxllm.data.text import read_rows
+from jaxllm.data.text import placed_rows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
@@ -38,8 +39,8 @@ def read(path: str | Path, *, size: int = 32) -> Images:
     `label`; a directory of pictures, or of one directory a class, each scaled to size x size. Arrays are [n, h, w, 3] in
     0..255, or integers [n, h, w]. Pickled arrays are refused. UserError names the file and what is wrong.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
         raise UserError(f"{path}: no such file or directory; give .npz, .npy, .jsonl or a directory of pictures")
     if path.is_dir():
         return _directory(path, size)
@@ -63,7 +64,7 @@ def _arrays(path: Path) -> Images:
 
 def _rows(path: Path) -> Images:
     pixels, labels = [], []
-    for i, row in enumerate(read_rows(path), start=1):
+    for where, row in placed_rows(path):
         try:
             x = np.asarray(row["pixels"])
             side = int(round(x.size**0.5))
@@ -71,9 +72,9 @@ def _rows(path: Path) -> Images:
             pixels.append(x)
             labels.append(int(row.get("label", -1)))
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path} row {i}: needs `pixels`, a square of integers, and perhaps an integer `label`") from None
+            raise UserError(f"{where}: needs `pixels`, a square of integers, and perhaps an integer `label`") from None
         if x.shape != pixels[0].shape:
-            raise UserError(f"{path} row {i}: {x.shape} pixels, row 1 has {pixels[0].shape}: all images must have one size")
+            raise UserError(f"{where}: {x.shape} pixels, the first row has {pixels[0].shape}: all images must have one size")
     return check(Images(np.stack(pixels), np.array(labels) if min(labels) >= 0 else None), str(path))
 
 

@@ -20,9 +20,11 @@ import numpy as np
 from jaxllm.core.types import UserError
 from jaxllm.data.chat import columns as columns_of
 from jaxllm.data.masking import frame
+from jaxllm.data.text import named
 from jaxllm.data.tokenizer import Tokenizer
 
 Label = str | int
+Where = str | Sequence[str]  # what all rows are called together, or where each of them stands
 
 
 class Labelled(NamedTuple):
@@ -62,42 +64,47 @@ def check_row(row: Any, where: str) -> dict:
 
 
 def encode(
-    tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Sequence[Label] | None = None
+    tokenizer: Tokenizer, rows: Sequence[dict], where: Where, length: int, names: Sequence[Label] | None = None
 ) -> tuple[str, Labelled]:
-    """(the rows' kind, Labelled). names: the labels of training, which held-out rows may not go beyond.
+    """(the rows' kind, Labelled). where: of all rows, or of each; names: the labels of training, which held-out rows may not
+    go beyond.
 
     UserError naming the row: mixed kinds, labels of a type that is none, fewer than 2 labels, an answer that is not there.
     """
     if not rows:
-        raise UserError(f"{where}: there are no rows")
-    kind = kind_of(rows[0], f"{where} row 1")
+        raise UserError(f"{where or 'the data'}: there are no rows")
+    kind = kind_of(rows[0], named(where, 0))
     for i, row in enumerate(rows):
         if missing := [c for c in KINDS[kind].needs if row.get(c) is None]:
-            raise UserError(f"{where} row {i + 1}: no column {missing[0]!r}, which row 1 has: one kind of row a file, please")
-        KINDS[kind].check(row, f"{where} row {i + 1}")
+            raise UserError(
+                f"{named(where, i)}: no column {missing[0]!r}, which {named(where, 0)} has: one kind of row a file, please"
+            )
+        KINDS[kind].check(row, named(where, i))
     return kind, KINDS[kind].encode(tokenizer, rows, where, length, names)
 
 
 # ---- labels
 
 
-def label_names(labels: Sequence[Any], where: str) -> tuple[Label, ...]:
+def label_names(labels: Sequence[Any], where: Where) -> tuple[Label, ...]:
     """The distinct labels in order. UserError on mixed types and on fewer than 2 labels."""
     for i, label in enumerate(labels):
         if type(label) is not type(labels[0]):
-            raise UserError(f"{where} row {i + 1}: label {label!r} is not of the type of row 1's {labels[0]!r}: use one type")
+            raise UserError(
+                f"{named(where, i)}: label {label!r} is not of the type of {labels[0]!r} ({named(where, 0)}): use one type"
+            )
     names = tuple(sorted(set(labels)))
     if len(names) < 2:
-        raise UserError(f"{where}: every label is {names[0]!r}: at least 2 different ones are needed")
+        raise UserError(f"{named(where, 0)}: every label is {names[0]!r}: at least 2 different ones are needed")
     return names
 
 
-def _label_ids(labels: Sequence[Any], names: Sequence[Label] | None, where: str) -> tuple[np.ndarray, tuple[Label, ...]]:
+def _label_ids(labels: Sequence[Any], names: Sequence[Label] | None, where: Where) -> tuple[np.ndarray, tuple[Label, ...]]:
     names = label_names(labels, where) if names is None else tuple(names)
     ids = {name: i for i, name in enumerate(names)}
     for i, label in enumerate(labels):
         if label not in ids:
-            raise UserError(f"{where} row {i + 1}: label {label!r} does not occur in training, which has {names[:8]}")
+            raise UserError(f"{named(where, i)}: label {label!r} does not occur in training, which has {names[:8]}")
     return np.array([ids[label] for label in labels], np.int32), names
 
 
@@ -156,7 +163,7 @@ def _answer(row: dict, where: str) -> tuple[str, list[str], tuple[int, int]]:
 # ---- the four shapes
 
 
-def _sequence(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Any) -> Labelled:
+def _sequence(tokenizer: Tokenizer, rows: Sequence[dict], where: Where, length: int, names: Any) -> Labelled:
     label, names = _label_ids([row["label"] for row in rows], names, where)
     texts = [(row["text"], row.get("text_b") or "") for row in rows]
     framed = [_framed(tokenizer, *map(tokenizer.encode, filter(None, pair)), length=length) for pair in texts]
@@ -164,9 +171,9 @@ def _sequence(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: in
     return Labelled({**columns, "label": label}, names, [" ".join(filter(None, pair)) for pair in texts], cut, 0)
 
 
-def _token(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Any) -> Labelled:
+def _token(tokenizer: Tokenizer, rows: Sequence[dict], where: Where, length: int, names: Any) -> Labelled:
     flat = [label for row in rows for label in row["labels"]]
-    ids, names = _label_ids(flat, names, where)
+    ids, names = _label_ids(flat, names, [named(where, i) for i, row in enumerate(rows) for _ in row["labels"]])
     columns, cut = _stack([], length, len(rows))
     labels, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
     left = iter(ids.tolist())
@@ -182,10 +189,10 @@ def _token(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, 
     return Labelled({**columns, "labels": labels, "mask": mask}, names, [" ".join(r["words"]) for r in rows], cut, 0)
 
 
-def _span(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Any) -> Labelled:
+def _span(tokenizer: Tokenizer, rows: Sequence[dict], where: Where, length: int, names: Any) -> Labelled:
     framed, ends, texts = [], [], []
     for i, row in enumerate(rows):
-        question, words, (first, last) = _answer(row, f"{where} row {i + 1}")
+        question, words, (first, last) = _answer(row, named(where, i))
         pieces = _word_ids(tokenizer, words)
         one = _framed(tokenizer, tokenizer.encode(question), sum(pieces, []), length=length, fit=_second_alone)
         at = one.second + np.cumsum([0, *map(len, pieces)])
@@ -194,13 +201,13 @@ def _span(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, n
             ends.append((at[first], at[last + 1] - 1))
             texts.append(f"{question} {row['context']}")
     if not framed:
-        raise UserError(f"{where}: every answer lies beyond config.data.length={length}: raise it")
+        raise UserError(f"{named(where, 0)}: every answer lies beyond config.data.length={length}: raise it")
     columns, cut = _stack(framed, length)
     start, end = np.array(ends, np.int32).T
     return Labelled({**columns, "start": start, "end": end}, ("start", "end"), texts, cut, len(rows) - len(framed))
 
 
-def _choice(tokenizer: Tokenizer, rows: Sequence[dict], where: str, length: int, names: Any) -> Labelled:
+def _choice(tokenizer: Tokenizer, rows: Sequence[dict], where: Where, length: int, names: Any) -> Labelled:
     most = max(len(row["choices"]) for row in rows)
     columns, cut = _stack([], length, len(rows) * most)
     for i, row in enumerate(rows):

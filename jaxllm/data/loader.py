@@ -77,18 +77,18 @@ def fingerprint(columns: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def check_state(loader: Loader, state: dict[str, Any]) -> None:
-    """UserError when a checkpoint's data state belongs to other data or another seed."""
+def check_state(loader: Loader, state: dict[str, Any], otherwise: str = "") -> None:
+    """UserError when a checkpoint's data state belongs to other data or another seed; it ends with what else can be done."""
     now = loader.state(0)
     if state.get("fingerprint") != now["fingerprint"]:
         raise UserError(
             f"the data changed since the checkpoint: its fingerprint was {state.get('fingerprint')}, "
-            f"now it is {now['fingerprint']}. Restore the old data or settings, or use another --workdir"
+            f"now it is {now['fingerprint']}. Restore the old data or settings, or use another --workdir{otherwise}"
         )
     if state.get("seed") != now["seed"]:
         raise UserError(
             f"the checkpoint's data order has seed {state.get('seed')}, config.seed is {now['seed']}: "
-            "use the old seed, or another --workdir"
+            f"use the old seed, or another --workdir{otherwise}"
         )
 
 

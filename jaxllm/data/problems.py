@@ -18,12 +18,13 @@ ANSWERS = ("gold", "answer")
 
 class Problem(NamedTuple):
     """prompt: messages that a completion answers; gold: the answer alone; solution: the worked text with it, "" when not given;
-    row: all columns of the row, for reward functions that need more."""
+    row: all columns of the row, for reward functions that need more; where: it stands."""
 
     prompt: Messages
     gold: str
     solution: str
     row: dict[str, Any]
+    where: str
 
 
 def read_problems(path: Any) -> list[Problem]:
@@ -47,7 +48,7 @@ def problem(row: Any, where: str) -> Problem:
     name = next((c for c in (*PROMPTS, "messages") if c in have), None)
     answer = next((c for c in ANSWERS if c in have), None)
     if name is not None and answer is None and "tests" in have:  # a program is checked by running it
-        return Problem(chat.as_messages(row[name], "user", f"{where}, {name}"), "", _solution(row, where), dict(row))
+        return Problem(chat.as_messages(row[name], "user", f"{where}, {name}"), "", _solution(row, where), dict(row), where)
     if name is None or answer is None:
         raise UserError(f"{where} {_missing(have, name)}")
     text = row[answer]
@@ -59,7 +60,7 @@ def problem(row: Any, where: str) -> Problem:
     prompt = chat.as_messages(row[name], "user", f"{where}, {name}")
     if len(prompt) > 1 and prompt[-1]["role"] == "assistant":
         prompt, solution = prompt[:-1], solution or prompt[-1]["content"]
-    return Problem(prompt, gold, solution, dict(row))
+    return Problem(prompt, gold, solution, dict(row), where)
 
 
 def _solution(row: Any, where: str) -> str:

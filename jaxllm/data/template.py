@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,13 +44,17 @@ def load(directory: str | Path) -> str | None:
     """The template of a published directory: chat_template.jinja, else what tokenizer_config.json holds; None without one."""
     directory = Path(directory)
     file = directory / FILE
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
     config = directory / "tokenizer_config.json"
-    if not config.is_file():
-        return None
     try:
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        if not config.is_file():
+            return None
         found = json.loads(config.read_bytes()).get("chat_template")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte 0x{error.object[error.start]:02x}): save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{config}: not a JSON object ({error})") from None
     if isinstance(found, list):  # several by name
@@ -263,9 +268,9 @@ def _ask(line: str) -> dict[str, str]:
     writer = threading.Thread(target=_write, args=(worker, line), daemon=True)  # a pipe holds 64 kB: read while writing
     writer.start()
     data = bytearray()
-    deadline = datetime.datetime.now() + datetime.timedelta(seconds=SECONDS)
+    deadline = time.monotonic() + SECONDS
     while not data.endswith(b"\n"):
-        left = (deadline - datetime.datetime.now()).total_seconds()
+        left = deadline - time.monotonic()
         ready = left > 0 and select.select([worker.stdout], [], [], left)[0]
         block = worker.stdout.read1(1 << 16) if ready else b""
         if not block:

@@ -6,6 +6,8 @@ import difflib
 import gzip
 import hashlib
 import json
+import math
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +20,8 @@ from jaxllm.data import hub
 from jaxllm.data.embedded import embedded, embedded_code, embedded_prose
 
 __all__ = [
-    "checked_rows", "checked_text", "embedded", "embedded_code", "embedded_prose", "first_row", "read_rows", "read_text",
-    "split_by_hash",
+    "checked_rows", "checked_text", "embedded", "embedded_code", "embedded_prose", "first_row", "named", "placed", "placed_rows",
+    "read_rows", "read_text", "split_by_hash",
 ]  # fmt: skip
 
 MAX_LINE = 2**25  # bytes of one JSON line: a longer one is no example but a damaged file
@@ -63,7 +65,12 @@ def read_rows(path: str | Path, *, split: str = "train") -> list[dict]:
     Strict: UserError with file and line for malformed JSON, a row that is no object, a key given twice, NaN, a lone
     surrogate, bytes that are not UTF-8, or no rows at all. Blank lines and a byte order mark are passed over.
     """
-    return [make() for _, make in _items(path, split, texts=False)]
+    return [row for _, row in placed_rows(path, split=split)]
+
+
+def placed_rows(path: str | Path, *, split: str = "train") -> list[tuple[str, dict]]:
+    """The rows of `read_rows`, each behind its `file:line`."""
+    return [(where, make()) for where, make in _items(path, split, texts=False)]
 
 
 def first_row(path: str | Path, *, split: str = "train") -> dict:
@@ -87,6 +94,16 @@ def checked_rows(
     (missing, truncated, a JSON array that breaks off) is always an error.
     """
     return _checked(_items(path, split, texts=False), check, on_error)
+
+
+def placed(check: Callable[[Any, str], Any]) -> Callable[[Any, str], tuple[str, Any]]:
+    """A check whose rows keep where they stand: (where, check(row, where))."""
+    return lambda row, where: (where, check(row, where))
+
+
+def named(where: str | Sequence[str], i: int) -> str:
+    """What an error calls row i of rows that have a place each (`file:line`), or that are counted under one name."""
+    return f"{where} row {i + 1}" if isinstance(where, str) else where[i]
 
 
 def _checked(items: Iterator[Item], check: Callable[[Any, str], Any], on_error: str) -> tuple[list[Any], list[str]]:
@@ -156,9 +173,9 @@ def _items(path: str | Path, split: str, *, texts: bool) -> Iterator[Item]:
     if str(path).startswith("hf:"):
         yield from hub.rows(hub.load(str(path), split), str(path))
         return
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # never raises: a user that is not there is a file that is not there
     if not _guarded(path, path.exists):
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        names = os.listdir(path.parent) if os.access(path.parent, os.R_OK | os.X_OK) and path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, 1)
         raise UserError(f"{path}: no such file or directory" + (f"; did you mean {near[0]}?" if near else ""))
     if path.is_dir() and any((path / n).is_file() for n in ("dataset_dict.json", "dataset_info.json", "state.json")):
@@ -307,7 +324,15 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON: write a number or null")
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+def _finite(digits: str) -> float:
+    """JSON's grammar has 1e999, which is read as infinity, as if it had been written so."""
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{_snippet(digits)} is too large for a number")
+    return number
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _object_of_text(row: Any, escapes: Any, where: str) -> dict:

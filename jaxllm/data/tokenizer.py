@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -97,8 +98,7 @@ def from_tokenizer_json(path: str | Path) -> Tokenizer:
 
     UserError: the file does not parse, or no end-of-text token is known.
     """
-    path = Path(path)
-    files = {"tokenizer.json": _read(path)}
+    files = {"tokenizer.json": _read(path := Path(path))}
     config = path.with_name("tokenizer_config.json")
     if config.is_file():
         files[config.name] = _read(config)
@@ -123,8 +123,8 @@ def load(path: str | Path) -> Tokenizer:
 
     if str(path) == "byte":
         return byte_tokenizer()
-    path = Path(path).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
         raise UserError(f"{path}: no such tokenizer; give byte, or a file or directory with {LOOKED_FOR}")
     for names, read in READERS:
         folder = path if path.is_dir() else path.parent
@@ -169,7 +169,7 @@ def _bytes(content: bytes, where: str | Path) -> Tokenizer:
     try:
         record = json.loads(content)
         kind, specials = record["kind"], {str(k): int(v) for k, v in record["specials"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         kind, specials = None, {}
     if kind != "byte" or {*specials.values()} != {*range(256, 256 + len(specials))} or not {"pad", "eos"} <= specials.keys():
         raise UserError(f"{where}: not the file of a byte tokenizer; give byte instead of a path")
@@ -269,17 +269,15 @@ def _tokenizers_json(files: dict[str, bytes], path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Fast
 
     record = _json(files["tokenizer.json"], path)
-    added = {t["content"]: t for t in record.get("added_tokens") or []}
-    named = {}
-    if "tokenizer_config.json" in files:
-        config = _json(files["tokenizer_config.json"], path.with_name("tokenizer_config.json"))
-        for name in ("pad", "eos", "bos"):
-            token = config.get(f"{name}_token")
-            named[name] = token.get("content") if isinstance(token, dict) else token
+    listed = lambda: [{**t, "content": str(t["content"]), "id": int(t["id"])} for t in record.get("added_tokens") or []]  # noqa: E731
+    added = {t["content"]: t for t in _library(listed, path)}
+    config = _json(files.get("tokenizer_config.json", b"{}"), path.with_name("tokenizer_config.json"))
+    given = {name: config.get(f"{name}_token") for name in ("pad", "eos", "bos")}
+    named = {name: token.get("content") if isinstance(token, dict) else token for name, token in given.items()}
     specials = _specials({text: t["id"] for text, t in added.items()}, named, path)
     for token in added.values():  # a special that is not flagged would be found in ordinary text
         token["special"] = is_special(token, specials.values())
-    record["truncation"] = record["padding"] = None
+    record |= {"added_tokens": list(added.values()), "truncation": None, "padding": None}
     fast = _library(lambda: Fast.from_str(json.dumps(record)), path)
     unknown = (record.get("model") or {}).get("unk_token")
     forbidden = {t["id"] for t in added.values() if t["special"] and t["content"] != unknown}
@@ -340,7 +338,7 @@ def _specials(ids: dict[str, int], named: dict[str, str | None], where: str | Pa
     """Our names -> ids by a vocabulary's spellings; `named` goes before the table; eos falls back to sep, pad to eos."""
     found = {}
     for name, spellings in SPELLINGS.items():
-        hits = [ids[s] for s in (named.get(name), *spellings) if s in ids]
+        hits = [ids[s] for s in (named.get(name), *spellings) if isinstance(s, str) and s in ids]
         if hits:
             found[name] = hits[0]
     if "eos" not in found and "sep" in found:  # BERT's vocabularies end a text so
@@ -382,10 +380,12 @@ def _json(content: bytes, path: Path) -> dict:
 
 
 def _library(make: Callable[[], Any], path: Path) -> Any:
-    """The library raises bare Exception on files it cannot use."""
+    """The library raises bare Exception on files it cannot use, and its panics are BaseExceptions."""
     try:
         return make()
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         reason = str(error).split("\n")[0][:200]
         raise UserError(f"{path}: the tokenizers library cannot use it ({reason})") from None
 

@@ -115,7 +115,8 @@ def _that_divide(c: DecoderConfig) -> str:
 def _validate_heads(c: DecoderConfig) -> None:
     if c.head_dim is None and c.d_model % c.n_heads:
         raise UserError(f"model.n_heads={c.n_heads} does not divide model.d_model={c.d_model}: use {_that_divide(c)}")
-    if c.n_heads % c.kv_heads:
-        raise UserError(f"model.n_kv_heads={c.kv_heads} does not divide model.n_heads={c.n_heads}")
-    if c.positions == "rope" and c.dim_head % 2:
-        raise UserError(f"head dimension {c.dim_head} is odd: rotary positions need an even one")
+    if c.kv_heads < 1 or c.n_heads % c.kv_heads:
+        fits = [n for n in range(1, c.n_heads + 1) if c.n_heads % n == 0]
+        raise UserError(f"model.n_kv_heads={c.kv_heads} does not divide model.n_heads={c.n_heads}: use one of {fits}")
+    if c.dim_head < 1 or c.positions == "rope" and c.dim_head % 2:
+        raise UserError(f"model.head_dim={c.dim_head}: rotary positions need an even number, such as {max(2, c.dim_head + 1)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import shutil
 import statistics
 import sys
@@ -45,8 +47,40 @@ def say(text: str, *, stream: TextIO | None = None) -> None:
     stream = sys.stdout if stream is None else stream
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = clean_message(text).encode(encoding, "replace").decode(encoding, "replace")
-    stream.write(f"\r\x1b[K{text}\n" if is_terminal(stream) else f"{text}\n")
-    stream.flush()
+    _put(f"\r\x1b[K{text}\n" if is_terminal(stream) else f"{text}\n", stream)
+
+
+def _put(text: str, stream: TextIO) -> None:
+    """Write now. A run goes on when nobody reads its output any more (`| head`): it is in log.txt too."""
+    with contextlib.suppress(BrokenPipeError):
+        stream.write(text)
+    unread(stream)
+
+
+def unread(stream: TextIO) -> bool:
+    """Flush; whether the reader of the stream has gone. What is still written then goes nowhere, and nothing fails by it."""
+    try:
+        stream.flush()
+        if not _gone(stream):
+            return False
+    except BrokenPipeError:
+        pass
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return True
+
+
+def _gone(stream: TextIO) -> bool:
+    """Whether a stream is a pipe without a reader: what is not buffered has failed before, and a flush does not tell."""
+    if not hasattr(select, "poll"):
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # no file, such as a test's
+        return False
 
 
 def sparkline(values: list[float]) -> str:
@@ -105,17 +139,14 @@ class Progress:
             self._redraw()
         elif self._due(now, step):
             last.update(printed=now, printed_step=step)
-            self.stream.write(self._line(PLAIN) + "\n")
-            self.stream.flush()
+            _put(self._line(PLAIN) + "\n", self.stream)
 
     def close(self) -> None:
         """End the live line, so that what follows starts on its own."""
         if is_terminal(self.stream) and self.last:
-            self.stream.write("\n")
-            self.stream.flush()
+            _put("\n", self.stream)
         elif self.last and self.last.get("printed_step") != self.last["step"]:
-            self.stream.write(self._line(PLAIN) + "\n")
-            self.stream.flush()
+            _put(self._line(PLAIN) + "\n", self.stream)
 
     def _due(self, now: float, step: int) -> bool:
         """First step, last step, and between them every 10 s or 1 %, whichever is later."""
@@ -129,8 +160,7 @@ class Progress:
         # spaces over the rest of a longer earlier line: no escape codes, so NO_COLOR output stays plain
         pad = max(0, min(self.last.get("drawn", 0), width) - len(line))
         self.last["drawn"] = len(line)
-        self.stream.write("\r" + line + " " * pad)
-        self.stream.flush()
+        _put("\r" + line + " " * pad, self.stream)
 
     def _line(self, width: int) -> str:
         """The parts in order, the least important left out until the line fits."""

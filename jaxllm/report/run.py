@@ -30,10 +30,9 @@ from jaxllm.report.files import (
     unflatten,
     write_atomic,
 )
-from jaxllm.report.secrets import clean, clean_message, redact, remember
+from jaxllm.report.resume import check_resume
+from jaxllm.report.secrets import clean, clean_message, redact
 
-# settings that change no bit of the weights
-RESUMABLE = ("log_every", "save_every", "save_seconds", "keep", "watchdog", "gates", "profile", "show_sharding")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "jaxllm")
 ENVIRONMENT = ("XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "JAX_ENABLE_X64", "SLURM_JOB_ID")
 README = """A run of jaxllm: {experiment}
@@ -99,6 +98,8 @@ class Run:
     command: str = ""
     writes: bool = True
     warnings: list[str] = field(default_factory=list)
+    allowed: tuple[str, ...] | None = None  # settings that may differ from the run's first ones; None: no flag says so
+    pending: list[Callable[[], None]] = field(default_factory=list)  # what is written once the run goes on
 
     def path(self, *parts: str) -> Path:
         """A path inside the run directory; its parent directories are made."""
@@ -141,6 +142,7 @@ class Run:
 
     def truncate(self, step: int) -> None:
         """Drop metrics and samples after `step`: the resumed run writes them again, each step once."""
+        self._goes_on()
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.workdir / name
             if self.writes and path.exists():
@@ -169,6 +171,7 @@ class Run:
 
         findings: what the numbers say in words, with what did not come out.
         """
+        self._goes_on()
         from jaxllm.report import diagnosis
         from jaxllm.report.html import write_report
 
@@ -198,6 +201,10 @@ class Run:
                 say(colour(f"warning: {text}", "yellow", sys.stderr), stream=sys.stderr)
         return result
 
+    def _goes_on(self) -> None:
+        while self.pending:
+            self.pending.pop()()
+
     def _append(self, name: str, row: Any) -> None:
         """One line, opened and closed: on disk at once, and a truncated file needs no second handle."""
         if not self.writes:
@@ -222,22 +229,40 @@ def open_run(
     command: str = "",
     stage_of: Path | str | None = None,
     writes: bool = True,
+    allow: tuple[str, ...] | None = None,
 ) -> Run:
-    """Make or reopen a run directory; UserError when it cannot be written or holds another config's run."""
+    """Make or reopen a run directory; UserError when it cannot be written or holds another config's run.
+
+    allow: see `check_resume`; once the run goes on, what differs is a warning and stays in env.json. Until then the directory is
+    what it was, because the checkpoint may not fit.
+    """
     workdir = Path(workdir)
-    check_resume(workdir, experiment, config)
+    _, changed = check_resume(workdir, experiment, config, allow)
     command = command or f"python -m experiments.{experiment} --workdir={workdir}"
-    run = Run(workdir, experiment, redact(dict(config)), clean_message(command), writes)
+    run = Run(workdir, experiment, redact(dict(config)), clean_message(command), writes, allowed=allow)
     if writes:
         make_dir(workdir)
         if (workdir / "config.json").exists():
             run._append("log.txt", f"reopened: {run.command}")
-        write_atomic(workdir / "config.json", dump(run.config))
-        write_atomic(workdir / "env.json", dump(environment(run, stage_of)))
-        write_atomic(workdir / "README.txt", README.format(experiment=experiment, command=run.command))
+        if changed:
+            run.pending.append(lambda: _describe(run, stage_of, changed))
+        else:
+            _describe(run, stage_of, {})
         if stage_of is None:
             _point_latest(workdir)
     return run
+
+
+def _describe(run: Run, stage_of: Path | str | None, changed: Mapping[str, str]) -> None:
+    """Write what the run is told: its settings, where it runs, the command that repeats it."""
+    allowed = read_json(run.workdir / "env.json").get("allowed", {})
+    if changed:
+        run.warn(f"--allow: {'; '.join(f'{n} {how}' for n, how in changed.items())}: its bits are those of no one config")
+        allowed |= {name: "; ".join(filter(None, (allowed.get(name), how))) for name, how in changed.items()}
+        (run.workdir / "result.json").unlink(missing_ok=True)  # it is not finished any more
+    write_atomic(run.workdir / "env.json", dump(environment(run, stage_of) | ({"allowed": allowed} if allowed else {})))
+    write_atomic(run.workdir / "config.json", dump(run.config))
+    write_atomic(run.workdir / "README.txt", README.format(experiment=run.experiment, command=run.command))
 
 
 def make_dir(workdir: Path | str) -> None:
@@ -250,35 +275,6 @@ def make_dir(workdir: Path | str) -> None:
         probe.unlink()
     except OSError as error:
         raise _user_error(f"The run directory {workdir} cannot be written: {error.strerror}. Give another --workdir") from error
-
-
-def check_resume(workdir: Path | str, experiment: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the run in `workdir` chose itself; UserError when its config is another one."""
-    workdir = Path(workdir)
-    remember(config, sys.argv)
-    begun = ("metrics.jsonl", "chosen.json", "result.json")
-    if not (workdir / "config.json").exists() or not any((workdir / name).exists() for name in begun):
-        return {}  # nothing was trained yet: a run that was refused may be given other settings
-    stored, env, chosen = (read_json(workdir / name) for name in ("config.json", "env.json", "chosen.json"))
-    if (before := env.get("experiment", experiment)) != experiment:
-        raise _user_error(f"Cannot resume {workdir}: it is a run of {before}, not {experiment}. {_ELSEWHERE}")
-    old, new = dict(flatten(stored)), dict(flatten(plain(redact(dict(config)))))
-    for name, value in chosen.items():
-        new[name] = new.get(name) or value  # not given again: what was chosen stays
-    changed = [
-        f"{name} was {_shown(old, name)}, now {_shown(new, name)}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in RESUMABLE and not name.startswith("mesh.") and _shown(old, name) != _shown(new, name)
-    ]
-    if changed:
-        raise _user_error(
-            f"Cannot resume {workdir}: {'; '.join(changed)}. "
-            f"Only {', '.join(RESUMABLE)} and the mesh may change on resume. {_ELSEWHERE}"
-        )
-    return chosen
-
-
-_ELSEWHERE = "To start a new run, give another --workdir"
 
 
 @contextlib.contextmanager
@@ -381,10 +377,6 @@ def claim_lines(claims: Iterable[Mapping[str, Any]]) -> list[str]:
         mark = "holds" if claim["holds"] else "FAILS" if claim["kind"] == "gate" else "no   "
         lines.append(f"  {mark}  {claim['name']}: {shown}{interval_text(claim)} ({bound_text(claim)})")
     return lines
-
-
-def _shown(flat: Mapping[str, Any], name: str) -> str:
-    return json.dumps(flat[name]) if name in flat else "not there"
 
 
 def _user_error(message: str) -> Exception:

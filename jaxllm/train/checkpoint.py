@@ -292,11 +292,14 @@ def _step_directory(workdir: Path | str, step: int | None) -> Path:
     return directory / str(step)
 
 
-def restore_params(workdir: Path | str, step: int | None = None, like: Params | None = None) -> tuple[Params, dict]:
+def restore_params(
+    workdir: Path | str, step: int | None = None, like: Params | None = None, *, cast: bool = False
+) -> tuple[Params, dict]:
     """(params, meta) of a step (default: the newest whole one) of a run directory.
 
     like: a tree of ShapeDtypeStructs, with shardings to restore onto a mesh; without it plain arrays on the default device.
-    UserError when there is no checkpoint, or when the shapes differ (the first five are named).
+    cast: convert weights of another dtype. UserError when there is no checkpoint, or when shapes or, without cast, dtypes differ
+    (the first five are named).
     """
     import orbax.checkpoint as ocp
 
@@ -306,7 +309,7 @@ def restore_params(workdir: Path | str, step: int | None = None, like: Params | 
         if like is None:
             like = _here(checkpointer, where / "params")
         else:
-            _check_shapes(where, like, _stored(checkpointer, where / "params"))
+            _check_shapes(where, like, _stored(checkpointer, where / "params"), cast)
         return checkpointer.restore(where / "params", like), meta
 
 
@@ -322,15 +325,22 @@ def _stored(checkpointer: Any, where: Path) -> Any:
         logging.set_verbosity(level)
 
 
-def _check_shapes(where: Path, like: Params, stored: Any) -> None:
+def _check_shapes(where: Path, like: Params, stored: Any, cast: bool) -> None:
+    """Orbax converts a dtype without a word: float32 weights would be bfloat16 ones."""
     from jaxllm.core.tree import flatten
 
     want, have = ({p: (tuple(x.shape), str(x.dtype)) for p, x in flatten(t).items()} for t in (like, stored))
     none = (None, None)
     pairs = {p: tuple(zip(want.get(p, none), have.get(p, none), strict=True)) for p in sorted(want | have)}
     different = {p: next((pair for pair in both if pair[0] != pair[1]), None) for p, both in pairs.items()}
-    differ = [f"{p}: here {pair[0]}, there {pair[1]}" for p, pair in different.items() if pair]
-    if differ:
+    shapes = {p: pair for p, pair in different.items() if pair and not all(isinstance(x, str) for x in pair)}
+    differ = [f"{p}: here {pair[0]}, there {pair[1]}" for p, pair in (shapes or different).items() if pair]
+    if differ and not shapes and not cast:
+        raise UserError(
+            f"{where}: its weights have another dtype ({len(differ)} differ): {'; '.join(differ[:5])}; nothing is converted by "
+            "itself: add --cast to the command (in Python: cast=True) to convert them"
+        )
+    if shapes:
         raise UserError(f"{where}: the checkpoint is of another architecture ({len(differ)} differ): " + "; ".join(differ[:5]))
 
 

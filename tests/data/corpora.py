@@ -51,6 +51,7 @@ def defects(kind: str) -> Iterator[tuple[str, bytes, str]]:
     yield "null", line({**good, last: None}), ":3|row 3"
     yield "not_an_object", b"[1, 2]", ":3: a JSON object"
     yield "nan", b'{"x": NaN, ' + whole[1:], ":3: NaN is not JSON"
+    yield "infinite", b'{"x": 1e999, ' + whole[1:], ":3: 1e999 is too large for a number"
     yield "twice", b'{"x": 1, "x": 2, ' + whole[1:], ":3: the key 'x' stands twice"
     yield "latin1", b'{"x": "caf\xe9", ' + whole[1:], ":3: not UTF-8 .byte 0xe9"
     yield "surrogate", b'{"x": "\\ud800", ' + whole[1:], ":3: a lone surrogate"

@@ -76,9 +76,9 @@ def test_what_cannot_be_read_is_named(tmp_path, make, match):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ('{"pixels": [1, 2, 3]}\n', "row 1: needs `pixels`, a square"),
-        ('{"label": 1}\n', "row 1: needs `pixels`"),
-        ('{"pixels": [1, 2, 3, 4]}\n{"pixels": [1]}\n', r"row 2: \(1, 1\) pixels, row 1 has \(2, 2\)"),
+        ('{"pixels": [1, 2, 3]}\n', ":1: needs `pixels`, a square"),
+        ('{"label": 1}\n', ":1: needs `pixels`"),
+        ('{"pixels": [1, 2, 3, 4]}\n{"pixels": [1]}\n', r":2: \(1, 1\) pixels, the first row has \(2, 2\)"),
         ("no json\n", r"rows\.jsonl:1"),
     ],
 )

@@ -111,10 +111,10 @@ def test_held_out_rows_keep_the_names_of_training():
     [
         ([], "there are no rows"),
         ([{"text": "a"}], "row 1: no labelled row .its columns: text.*text, label"),
-        ([{"text": "a", "label": "x"}, {"text": "b", "label": None}], "row 2: no column 'label', which row 1 has"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": None}], "row 2: no column 'label', which rows.jsonl row 1 has"),
         ([{"text": "a", "label": 0.5}], "row 1: label 0.5 is a float"),
         ([{"text": "a", "label": True}], "row 1: label True is a bool"),
-        ([{"text": "a", "label": 1}, {"text": "b", "label": "1"}], "row 2: label '1' is not of the type of row 1's 1"),
+        ([{"text": "a", "label": 1}, {"text": "b", "label": "1"}], r"row 2: label '1' is not of the type of 1 \(rows.jsonl r"),
         ([{"text": "a", "label": 1}] * 2, "every label is 1: at least 2"),
         ([{"text": " ", "label": 1}, {"text": "b", "label": 2}], "row 1: text must be text that is not blank"),
         ([{"words": ["a", "b"], "labels": ["N"]}], "2 words and 1 labels"),
@@ -129,6 +129,15 @@ def test_bad_rows_are_one_clear_line(rows, message):
     with pytest.raises(UserError, match=message) as error:
         encode(rows)
     assert "\n" not in str(error.value) and str(error.value).startswith("rows.jsonl")
+
+
+def test_rows_with_a_place_each_are_named_by_it():
+    rows = [{"words": ["a", "b", "c"], "labels": ["N", "O", "N"]}, {"words": ["d", "e"], "labels": ["N", 7]}]
+    with pytest.raises(UserError, match=r"^rows.jsonl:9: label 7 is not of the type of 'N' \(rows.jsonl:4\)"):
+        labelled.encode(FULL, rows, ["rows.jsonl:4", "rows.jsonl:9"], 32)
+    rows[1]["labels"] = ["N", "X"]
+    with pytest.raises(UserError, match="^rows.jsonl:9: label 'X' does not occur in training"):
+        labelled.encode(FULL, rows, ["rows.jsonl:4", "rows.jsonl:9"], 32, ("N", "O"))
 
 
 def test_a_length_without_room_is_refused():

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import dpo, ppo, pretrain, reward, sft
-from jaxllm import launch
+from experiments import bounds, dpo, grpo, ppo, pretrain, reward, sft
+from jaxllm import launch, settings
 from jaxllm.core.types import UserError
 from jaxllm.train import checkpoint
 from tests.experiments.conftest import TINY, write_rows
@@ -41,6 +41,17 @@ def pretrain_with(files, **changes):
         ({"model.n_heads": 1, "mesh.tensor": 2}, "heads' of size 1 does not divide"),
         ({"tokenizer": "nowhere.model"}, "nowhere.model"),
         ({"steps_": 3}, "steps"),
+        ({"accumulate": 0}, "config.accumulate=0: it must be 1 or more"),
+        ({"batch_size": 0}, "config.batch_size=0: it must be 1 or more"),
+        ({"log_every": 0}, "config.log_every=0: it must be 1 or more"),
+        ({"data.length": 0}, "config.data.length=0: it must be 1 or more"),
+        ({"optim.clip_norm": 0.0}, r"config.optim.clip_norm=0.0: it must be above 0 \(inf"),
+        ({"optim.b2": 1.0}, "config.optim.b2=1.0: it must be from 0 up to 1"),
+        ({"optim.lr": -1e-3}, "config.optim.lr=-0.001: it must be 0 or more"),
+        ({"model.n_kv_heads": -1}, "n_kv_heads=-1 does not divide model.n_heads=4: use one of"),
+        ({"data.path": "~no_such_user/rows.jsonl"}, "~no_such_user/rows.jsonl: no such file"),
+        ({"tokenizer": "~no_such_user/tokenizer"}, "~no_such_user/tokenizer: no such tokenizer"),
+        ({"tokenizer": "x" * 300}, "x: no such tokenizer"),
     ],
 )
 def test_settings_that_cannot_work(files, tmp_path, changes, match):
@@ -53,6 +64,18 @@ def test_a_refused_run_can_be_repeated_with_the_fix(files, tmp_path):
     )
     result = launch.start(pretrain.main, "pretrain", pretrain_with(files, batch_size=8, **{"mesh.data": 4}), tmp_path / "run")
     assert result["experiment"] == "pretrain"
+
+
+def test_all_impossible_numbers_are_said_at_once_and_every_bound_is_of_a_setting(files, tmp_path):
+    changes = {"accumulate": -1, "optim.b1": 1.5, "spike_sigma": -6.0}
+    said = check_refused(pretrain.main, "pretrain", pretrain_with(files, **changes), tmp_path / "run", "accumulate=-1")
+    assert len(said.split("\n")) == 3 and "config.optim.b1=1.5" in said and "config.spike_sigma=-6.0" in said
+    known = set()
+    for path in settings.CONFIGS.glob("*.py"):
+        if path.stem not in ("__init__", "common"):
+            known |= settings.settings_of(settings.load_config(path)).keys()
+            bounds.check(settings.load_config(path))
+    assert known >= bounds.BOUNDS.keys()
 
 
 def test_empty_file(files, tmp_path):
@@ -100,6 +123,16 @@ def test_long_conversations_are_counted(tmp_path, base):
     assert json.loads((tmp_path / "run" / "data_report.json").read_text())["train"]["truncated"] == int(cut)
 
 
+def test_too_few_held_out_rows_for_the_mesh_are_said_and_no_evaluation_is_made_up(tmp_path, base):
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"say {i}", "completion": "cat " * 5} for i in range(40)])
+    given = {"steps": 1, "batch_size": 4, "mesh.data": 4, "init": str(base), "data.path": path, "data.length": 32}
+    for held_out, said in (0.0, True), (0.2, False):
+        run = tmp_path / f"run{held_out}"
+        metrics = launch.start(sft.main, "sft", {**given, "data.held_out": held_out}, run)["metrics"]
+        assert ("1 held-out rows cannot be split over mesh.data x mesh.fsdp = 4" in (run / "log.txt").read_text()) == said
+        assert ("eval/loss" in metrics) == ('"eval/' in (run / "metrics.jsonl").read_text()) == (not said)
+
+
 @pytest.mark.parametrize("module", [reward, dpo])
 def test_fine_tuning_data_given_to_a_preference_stage(files, tmp_path, base, module):
     name = module.__name__.rpartition(".")[2]
@@ -110,6 +143,20 @@ def test_fine_tuning_data_given_to_a_preference_stage(files, tmp_path, base, mod
 def test_an_unknown_preference_loss(files, tmp_path, base):
     overrides = {"steps": 3, "batch_size": 8, "init": str(base), "data.path": files["pairs"], "loss": "nope"}
     check_refused(dpo.main, "dpo", overrides, tmp_path / "run", "choose one of dpo, ")
+
+
+def test_a_held_out_share_of_all(files, tmp_path):
+    overrides = {"data.path": files["chat"], "data.held_out": 1.0}
+    check_refused(sft.main, "sft", overrides, tmp_path / "run", "config.data.held_out=1.0: it must be from 0 up to 1")
+
+
+ONLINE = [(ppo, "minibatches"), (ppo, "max_new_tokens"), (grpo, "group"), (grpo, "minibatches")]
+
+
+@pytest.mark.parametrize(("module", "name"), ONLINE)
+def test_numbers_of_online_rl(module, name, tmp_path):
+    experiment = module.__name__.rpartition(".")[2]
+    check_refused(module.main, experiment, {name: 0}, tmp_path / "run", f"config.{name}=0: it must be 1 or more")
 
 
 def test_ppo_without_prompts(files, tmp_path, base):
@@ -127,7 +174,7 @@ def test_ppo_prompt_longer_than_its_limit(files, tmp_path, base):
         "steps": 1, "batch_size": 8, "init": str(base), "reward_model": str(tmp_path / "reward"), "data.path": path,
         "max_prompt": 20, "max_new_tokens": 8,
     }  # fmt: skip
-    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", r"prompts\.jsonl row 6 has .* more than max_prompt=20")
+    check_refused(ppo.main, "ppo", overrides, tmp_path / "run", r"prompts\.jsonl:6 has .* more than max_prompt=20")
 
 
 def test_ids_outside_the_vocabulary_are_refused():
@@ -137,7 +184,8 @@ def test_ids_outside_the_vocabulary_are_refused():
 
     columns = {"chosen": {"tokens": np.zeros((2, 3), np.int32), "targets": np.array([[0, 1, 2], [3, 99, 1]], np.int32)}}
     check_columns(columns, 100)
-    with pytest.raises(UserError, match="99"):
+    said = r"column chosen/targets row 1: id 99 at position 1 is outside the vocabulary of 99 ids \(0 to 98\): encode with"
+    with pytest.raises(UserError, match=said):
         check_columns(columns, 99)
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxllm import launch, settings
 from jaxllm.convert import safetensors
 from jaxllm.core.types import UserError
-from jaxllm.data import chat, denoise, images, labelled, pack, pairs, problems, ranked, text, unpaired
+from jaxllm.data import chat, denoise, images, labelled, pack, pairs, problems, ranked, text, tokenizer, unpaired
 from jaxllm.data.tokenizer import byte_tokenizer
 from jaxllm.models import families
 from tests.convert.test_safetensors import A, craft
@@ -228,6 +228,41 @@ def test_what_a_models_record_says(record):
         families.make(families.from_dict(record))
     except UserError as error:
         assert str(error) and "\n" not in str(error)
+
+
+ADDED = [
+    {"id": id, "content": content, **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)}
+    for id, content in ((3, "</s>"), (4, "<|user|>"))
+]
+VOCABULARY = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "unk_token": None}
+TOKENIZERS = {
+    "tokenizer.json": {"version": "1.0", "added_tokens": ADDED, "normalizer": None, "model": VOCABULARY},
+    "tokenizer_config.json": {"eos_token": {"content": "</s>"}, "bos_token": None, "chat_template": "{{ messages[0].content }}"},
+    "byte.json": {"kind": "byte", "specials": {"pad": 256, "eos": 257}},
+    "chat_template.jinja": "{{ messages }}",
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_a_tokenizers_files_say(name, tmp_path):
+    names = [name] if name == "byte.json" else [file for file in TOKENIZERS if file != "byte.json"]
+    whole = {file: json.dumps(TOKENIZERS[file]).encode() for file in names}
+
+    for file, content in whole.items():
+        (tmp_path / file).write_bytes(content)
+    assert tokenizer.load(tmp_path).specials["eos"] in (3, 257)
+
+    @fuzzed(120, changed=mutated(TOKENIZERS[name]).map(lambda v: json.dumps(v).encode()) | scrambled(whole[name]))
+    def check(changed):
+        (tmp_path / name).write_bytes(changed)
+        try:
+            found = tokenizer.load(tmp_path)
+        except UserError as error:
+            assert str(error) and "\n" not in str(error)
+            return
+        assert 0 <= found.specials["eos"] < found.vocab_size and set(found.encode("ab </s>")) <= set(range(found.vocab_size))
+
+    check()
 
 
 HEADER = {"a": A, "b": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8, 16]}, "__metadata__": {"format": "pt"}}

@@ -15,12 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 
 from experiments import dpo, memory, pretrain, sft
 from jaxllm import launch, settings
 from jaxllm.core.types import UserError
-from jaxllm.data import text
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.models import decoder
 from jaxllm.report import run as runs
@@ -153,9 +155,58 @@ def test_8_other_settings_for_a_run_that_has_begun(command, files, tmp_path):
     assert command(pretrain.main, "pretrain", given, where)[0] == 0
     code, said = command(pretrain.main, "pretrain", {**given, "optim.lr": 0.5}, where)
     assert code == 2 and f"Cannot resume {tmp_path / 'run'}: optim.lr was 0.003, now 0.5. Only log_every, save_every" in said
-    assert said.endswith("may change on resume. To start a new run, give another --workdir")
+    assert "may change on resume. To start a new run, give another --workdir; to go on with this one all the same" in said
     assert command(pretrain.main, "pretrain", {**given, "log_every": 5, "save_every": 1}, where)[0] == 0, "what may change"
     assert command(pretrain.main, "pretrain", {**given, "optim.lr": 0.5}, f"--workdir={tmp_path / 'other'}")[0] == 0
+
+
+def test_8_and_gone_on_with_all_the_same(command, files, tmp_path):
+    where, given = f"--workdir={tmp_path / 'run'}", {**TINY, "steps": 1, "data.path": files["text"]}
+    other = {**given, "steps": 2, "optim.lr": 0.5}
+    assert command(pretrain.main, "pretrain", given, where)[0] == 0
+    flag = re.search(r"add (\S+) ", command(pretrain.main, "pretrain", other, where)[1])[1]
+    assert flag == "--allow=optim.lr,steps"
+    assert command(pretrain.main, "pretrain", other, where, flag)[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in lines if "train/loss" in m] == [1, 2] and (tmp_path / "run" / "result.json").exists()
+    changed = "optim.lr was 0.003, now 0.5; steps was 1, now 2"
+    assert f"--allow: {changed}" in (tmp_path / "run" / "report.html").read_text()
+    before = (tmp_path / "run" / "log.txt").read_text()
+    assert command(pretrain.main, "pretrain", other, where, flag)[0] == 0 and (tmp_path / "run" / "log.txt").read_text() == before
+    code, said = command(pretrain.main, "pretrain", other, where, "--allow=optim.lrr")
+    assert code == 2 and said == "error: --allow=optim.lrr: no such setting. Did you mean --allow=optim.lr?"
+    code, said = command(pretrain.main, "pretrain", {**other, "model.d_ff": 96}, where, "--allow=model")
+    assert code == 2 and "--allow=model: the checkpoint does not fit these settings" in said
+    assert command(pretrain.main, "pretrain", other, where)[0] == 0, "the run is what it was"
+
+
+def test_8_data_that_changed_gone_on_with_all_the_same(command, files, tmp_path):
+    data = Path(shutil.copy(files["text"], tmp_path / "text.jsonl"))
+    where, given = f"--workdir={tmp_path / 'run'}", {**TINY, "steps": 1, "data.path": data}
+    assert command(pretrain.main, "pretrain", given, where)[0] == 0
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been stopped behind its last checkpoint
+    data.write_text(data.read_text() + json.dumps({"text": "a line more, of many words " * 9}) + "\n")
+    code, said = command(pretrain.main, "pretrain", given, where)
+    assert code == 2 and "the data changed since the checkpoint" in said and said.endswith("add --allow=data")
+    assert command(pretrain.main, "pretrain", given, where, said.split("add ")[1])[0] == 0
+
+
+def test_weights_of_another_dtype(command, files, base, tmp_path):
+    run = shutil.copytree(base / "sft", tmp_path / "half")
+    (step,) = (p for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), launch.load(run).params)
+    shutil.rmtree(step / "params")
+    (step / "MANIFEST.json").unlink()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(step / "params", half)
+    given = {**SFT, "init": run, "data.path": files["chat"]}
+    code, said = command(sft.main, "sft", given, f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and "its weights have another dtype" in said and "here float32, there bfloat16" in said
+    flag = re.search(r"add (\S+) to the command", said)[1]
+    assert command(sft.main, "sft", given, f"--workdir={tmp_path / 'run'}", flag)[0] == 0
+    launch.tool(lambda **flags: launch.load(run), "chat", {}, argv=[flag])
+    with pytest.raises(SystemExit):
+        launch.tool(lambda **flags: launch.load(run), "chat", {}, argv=[])
 
 
 def test_9_not_enough_memory(command, files, tmp_path, monkeypatch):
@@ -207,12 +258,12 @@ def test_11_a_full_disk(command, tmp_path, monkeypatch):
     assert command(main, "pretrain", {}, *again)[0] == 0 and (tmp_path / "run" / "result.json").exists()
 
 
-def test_13_a_name_on_the_hub_without_a_network(tmp_path, command, base):
+def test_13_a_name_on_the_hub_without_a_network(tmp_path, command, base, files):
     given = {**SFT, "init": base, "data.path": "hf:owner/name"}
     code, said = command(sft.main, "sft", given, f"--workdir={tmp_path / 'run'}")
     assert code == 2
     assert said == "error: hf:owner/name: offline, and not in the cache: pass a local path, of a file or a directory"
-    assert len(text.read_rows(write_rows(tmp_path / "rows.jsonl", [{"text": "local"}]))) == 1
+    assert command(sft.main, "sft", given | {"data.path": files["chat"]}, f"--workdir={tmp_path / 'run'}")[0] == 0
 
 
 def test_14_a_run_directory_in_use(command, tmp_path):

@@ -71,14 +71,17 @@ def test_five_in_a_row_end_it_and_the_batch_names_its_column(base, files, tmp_pa
 
 def test_a_learning_rate_that_is_much_too_high(files, tmp_path, capsys):
     given = {**TINY, "steps": 40, "data.path": files["text"], "optim.lr": 1e30, "optim.warmup": 0, "gates": False}
-    with pytest.raises(NonFinite):
+    with pytest.raises(NonFinite) as error:
         launch.start(pretrain.main, "pretrain", given, tmp_path / "run")
+    assert "Usual cures: a lower config.optim.lr (now 1e+30)" in error.value.__notes__[0]
     assert finite(tmp_path / "run")
     (batch,) = (tmp_path / "run" / "bad_batches").iterdir()
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.json*")}
     out = said(capsys, batch)
     assert "the gradient of policy/embed/tokens is not finite (10 of 11 gradients)" in out and "loss is" not in out
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.json*")}  # looking changes nothing
+    cured = launch.start(pretrain.main, "pretrain", given | {"optim.lr": 1e-3, "steps": 3}, tmp_path / "cured")
+    assert np.isfinite(cured["metrics"]["eval/loss"])
 
 
 def test_online_rl_counts_updates_and_repeats_its_rollout(base, problems, rewards, tmp_path, capsys):

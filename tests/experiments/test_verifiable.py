@@ -89,5 +89,5 @@ def test_answers_that_are_no_numbers(tmp_path):
     path = write_rows(tmp_path / "words.jsonl", [{"prompt": "a", "answer": "3"}, {"prompt": "b", "answer": "blue"}])
     tasks = verifiable.load_tasks(path, 0, 0)
     assert verifiable.default_reward(tasks) == "exact"
-    with pytest.raises(UserError, match="words.jsonl row 2: the answer 'blue' is no number"):
+    with pytest.raises(UserError, match="words.jsonl:2: the answer 'blue' is no number"):
         verifiable.parse_rewards("numeric", tasks)

@@ -57,8 +57,9 @@ def test_presets_take_changes_and_refuse_unknown_names():
     "change,message",
     [
         (dict(n_heads=5), r"n_heads=5 does not divide model.d_model=16: use n_heads=2 or 4, or d_model=10 or 20"),
-        (dict(n_kv_heads=3), r"n_kv_heads=3 does not divide model.n_heads=4"),
-        (dict(head_dim=5), "head dimension 5 is odd"),
+        (dict(n_kv_heads=3), r"n_kv_heads=3 does not divide model.n_heads=4: use one of .1, 2, 4."),
+        (dict(n_kv_heads=-1), "n_kv_heads=-1 does not divide"),
+        (dict(head_dim=5), "model.head_dim=5: rotary positions need an even number, such as 6"),
         (dict(positions="alibi"), "model.positions='alibi': choose one of rope, learned"),
         (dict(norm="batchnorm"), "rmsnorm, rmsnorm_offset, layernorm"),
         (dict(activation="tanh"), "gelu, gelu_exact, relu"),

@@ -137,10 +137,29 @@ def test_other_settings_are_named_and_nothing_is_overwritten(run):
         runs.open_run(run.workdir, "toy", changed)
     assert str(error.value) == (
         f"Cannot resume {run.workdir}: more was not there, now 1; optim.lr was 0.001, now 0.003; "
-        "steps was 10, now 20. Only log_every, save_every, save_seconds, keep, watchdog, gates, profile, show_sharding "
-        "and the mesh may change on resume. To start a new run, give another --workdir"
+        "steps was 10, now 20. Only log_every, save_every, save_seconds, eval_every, keep, watchdog, gates, profile, "
+        "show_sharding and the mesh may change on resume. To start a new run, give another --workdir"
     )
     assert {p.name: p.read_bytes() for p in run.workdir.iterdir()} == before
+
+
+def test_what_is_allowed_to_differ_is_recorded_and_all_else_refused(run):
+    run.log(1, {"train/loss": 1.0})
+    run.finish({})
+    changed = {**CONFIG, "steps": 20, "optim": {**CONFIG["optim"], "lr": 3e-3}}
+    with pytest.raises(UserError, match=r"r: steps was 10, now 20\. .*, add --allow=optim,steps \(its bits"):
+        runs.open_run(run.workdir, "toy", changed, allow=("optim",))
+    assert runs.finished(run.workdir) is not None
+    before = (run.workdir / "config.json").read_text()
+    again = runs.open_run(run.workdir, "toy", changed, allow=("optim", "steps"))
+    assert (run.workdir / "config.json").read_text() == before and runs.finished(run.workdir) is not None
+    again.truncate(1)
+    assert again.warnings == ["--allow: optim.lr was 0.001, now 0.003; steps was 10, now 20: its bits are those of no one config"]
+    assert again.warnings[0] in (run.workdir / "log.txt").read_text() and runs.finished(run.workdir) is None
+    runs.open_run(run.workdir, "toy", {**changed, "steps": 30}, allow=("steps",)).finish({})
+    runs.open_run(run.workdir, "toy", {**changed, "steps": 30})
+    allowed = json.loads((run.workdir / "env.json").read_text())["allowed"]
+    assert allowed == {"optim.lr": "was 0.001, now 0.003", "steps": "was 10, now 20; was 20, now 30"}
 
 
 def test_a_directory_where_nothing_was_trained_takes_other_settings(run):
@@ -161,7 +180,7 @@ def test_chosen_settings_are_made_once_and_kept(tmp_path):
     run = runs.open_run(tmp_path / "r", "toy", config)
     assert run.choose(lambda: {"steps": 412}) == {"steps": 412}
     assert json.loads((run.workdir / "config.json").read_text()) == {"steps": 412, "optim": {"lr": 1.0}}
-    assert runs.check_resume(run.workdir, "toy", config) == {"steps": 412}
+    assert runs.check_resume(run.workdir, "toy", config) == ({"steps": 412}, {})
     assert run.choose(lambda: {"steps": 999}) == {"steps": 412}
     with pytest.raises(UserError, match="steps was 412, now 500"):
         runs.check_resume(run.workdir, "toy", {"steps": 500, "optim": {"lr": 1.0}})

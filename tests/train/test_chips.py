@@ -60,6 +60,8 @@ def test_a_notebook_says_what_to_change_on_colab():
     assert (
         disk == "! Colab's disk is temporary: set WORKDIR='/content/drive/MyDrive/jaxllm' to keep checkpoints (Drive not mounted)"
     )
+    (fixed,) = chips.device_check([TPU], "0.10.2", on_colab=True, drive=True)  # another runtime, and Drive mounted
+    assert fixed.startswith("✓ TPU v5 lite x1")
 
 
 def test_the_device_check_of_this_process(capsys):
