@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import bounds, reading, replay, speed, teach
+from experiments import reading, replay, speed, teach
 from experiments.optimizers import OPTIMIZERS
 from experiments.resume import restored
 from jaxllm import launch
@@ -117,7 +117,6 @@ def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *
 
 def check_batch(config: Any, rows: int) -> None:
     """UserErrors about numbers, batch sizes and taught bugs, before anything is trained or compiled."""
-    bounds.check(config)
     teach.of(config)
     mesh = sharding.make_mesh(dict(config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bounds, common, completions, verifiable
+from experiments import common, completions, verifiable
 from jaxllm import launch
 from jaxllm.core.ops import model_logps
 from jaxllm.core.types import Mean, UserError, mean_of
@@ -73,7 +73,6 @@ class Rollout(NamedTuple):
 
 def check(config):
     """UserErrors about the settings, before anything is trained."""
-    bounds.check(config)
     tables = {"advantage": ADVANTAGES, "loss": LOSSES, "normalise": NORMALISE, "kl": KL, "overlong": OVERLONG}
     for name, table in tables.items():
         if config[name] not in table:

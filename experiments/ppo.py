@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bounds, common, completions, pretrain
+from experiments import common, completions, pretrain
 from jaxllm import launch
 from jaxllm.core import tree
 from jaxllm.core.ops import model_logps
@@ -42,7 +42,6 @@ LOSSES = {
 
 def check(config):
     """UserErrors about the settings, before anything is trained."""
-    bounds.check(config)
     if config.loss not in LOSSES:
         raise UserError(f"config.loss={config.loss!r}: choose one of {', '.join(LOSSES)}")
     if config.loss == "dual_clip" and config.dual <= 1 + config.clip:

@@ -1,4 +1,4 @@
-"""Which numbers a setting may be: what no recipe can mean is refused beside mistyped names, before jax is imported.
+"""What the numbers of a recipe can be, whatever else they are: refused beside mistyped names, before jax is imported.
 
 What depends on other settings (heads and widths, batches and meshes) is checked where it is used.
 """
@@ -6,39 +6,37 @@ What depends on other settings (heads and widths, batches and meshes) is checked
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-# by full name, or by last part
-COUNTS = {
-    "steps", "batch_size", "accumulate", "log_every", "keep", "epochs", "minibatches", "group", "samples", "rounds", "seeds",
-    "vocab_size", "sample_batch",
-}  # fmt: skip
-BELOW_ONE = {"optim.b1", "optim.b2"}  # averages over a past that is forgotten
-SHARES = {"top_p", "data.world_share", "mask_rate", "data.density", "hyper.label_smoothing"}
-SIGNED = {"right", "target", "bias", "length_bias", "position_bias", "missing_eos_penalty", "hyper.gamma"}
-FREE = ("mesh", "model")  # core/sharding and the models say more about theirs
+Bound = tuple[Callable[[float], bool], str]
+COUNT: Bound = (lambda x: x >= 1, "1 or more")
+FINITE: Bound = (lambda x: 0 <= x < math.inf, "0 or more, and finite")
+SIGNED: Bound = (math.isfinite, "finite")
+SHARE: Bound = (lambda x: 0 <= x <= 1, "from 0 to 1")
+PART: Bound = (lambda x: 0 <= x < 1, "from 0 up to 1, without 1 itself")
+
+# by full name or last part: where recipes share a name it means the same; every other number is FINITE
+BOUNDS: dict[str, Bound] = {
+    **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "keep", "vocab_size", "seeds"), COUNT),
+    **dict.fromkeys(("group", "epochs", "minibatches", "samples", "rounds", "sample_batch"), COUNT),
+    **dict.fromkeys(("optim.b1", "optim.b2", "data.held_out"), PART),
+    **dict.fromkeys(("gamma", "lam", "top_p", "mask_rate", "data.density", "data.world_share", "hyper.label_smoothing"), SHARE),
+    **dict.fromkeys(("right", "target", "bias", "length_bias", "position_bias", "missing_eos_penalty", "hyper.gamma"), SIGNED),
+    "optim.clip_norm": (lambda x: x > 0, "above 0 (inf: nothing is clipped)"),
+}
+ELSEWHERE = ("mesh.", "model.")  # core/sharding and the models say more about theirs
 
 
 def mistakes(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A line for every number among the settings {"optim.lr": 1e-3} that cannot be meant."""
-    said = {name: said for name, value in values.items() if (said := fault(name, value))}
-    return [f"{prefix}{name}={values[name]}: {why}" for name, why in said.items()]
+    """A line for every number among the settings {"optim.lr": 1e-3} that no run can have."""
+    said = {name: fault(name, value) for name, value in values.items()}
+    return [f"{prefix}{name}={values[name]}: it must be {words}" for name, words in said.items() if words]
 
 
 def fault(name: str, value: Any) -> str | None:
-    """What is wrong with a number for this setting; None when nothing is, or when it is no number."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or name.startswith(FREE):
+    """What a number of this setting must be, when it is not; None when it is, or when it is no number."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or name.startswith(ELSEWHERE):
         return None
-    has = {name, name.rpartition(".")[2]}
-    if not math.isfinite(value):
-        return "must be a finite number"
-    if has & COUNTS and value < 1:
-        return "must be at least 1"
-    if has & BELOW_ONE and not 0 <= value < 1:
-        return "must be at least 0 and below 1"
-    if has & SHARES and not 0 <= value <= 1:
-        return "a share from 0 to 1 is needed"
-    if value < 0 and not has & SIGNED:
-        return "must not be negative"
-    return None
+    fits, words = BOUNDS.get(name) or BOUNDS.get(name.rpartition(".")[2]) or FINITE
+    return None if fits(value) else words

@@ -29,6 +29,10 @@ CONFIGS = sorted(p for p in settings.CONFIGS.rglob("*.py") if p.stem not in ("co
         ("optim.b1", [0.0, 0.999], [1.0, 2.0, -0.1]),
         ("optim.weight_decay", [0.0], [-1.0]),
         ("hyper.label_smoothing", [0.0, 0.4], [1.5, -0.1]),
+        ("optim.clip_norm", [0.5, float("inf")], [0.0, -1.0]),
+        ("data.held_out", [0.0, 0.5], [1.0]),
+        ("gamma", [1.0], [1.5]),
+        ("hyper.gamma", [-1.0, 1.5], [float("nan")]),
         ("right", [-3.0, 0.5], [float("inf")]),
         ("mesh.data", [-1, 4], []),
         ("data.path", ["", "-1"], []),
@@ -46,6 +50,11 @@ def test_no_recipe_is_refused(path):
     assert ranges.mistakes({name: value for name, (_, value) in found.items()}) == []
 
 
+def test_every_bound_is_of_a_setting():
+    known = {name for path in CONFIGS for name in settings.settings_of(settings.load_config(path))}
+    assert known | {name.rpartition(".")[2] for name in known} >= ranges.BOUNDS.keys()
+
+
 def test_the_command_names_each_of_them_at_once(tmp_path):
     argv = ["--config.steps=-5", "--config.batch_size=0", "--config.optim.lr=-1", "--config.modle=1"]
     done = subprocess.run(
@@ -53,12 +62,12 @@ def test_the_command_names_each_of_them_at_once(tmp_path):
         cwd=Path(__file__).resolve().parents[1],
     )  # fmt: skip
     assert done.returncode == 2 and not (tmp_path / "run").exists() and "Traceback" not in done.stderr
-    for words in ("steps=-5: must be at least 1", "batch_size=0: must be at least 1", "lr=-1.0: must not be negative", "modle"):
+    for words in ("steps=-5: it must be 1 or more", "batch_size=0: it must be 1", "lr=-1.0: it must be 0 or more", "modle"):
         assert words in done.stderr, done.stderr
 
 
 def test_a_config_file_of_ones_own_is_read_as_closely(tmp_path):
     text = "import ml_collections\n\ndef get_config():\n    return ml_collections.ConfigDict({'keep': 0})\n"
     (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(ValueError, match="keep=0: must be at least 1"):
+    with pytest.raises(ValueError, match="keep=0: it must be 1 or more"):
         settings.parse([f"--config={tmp_path / 'mine.py'}"], "sft", {})

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import bounds, dpo, grpo, ppo, pretrain, reward, sft
-from jaxllm import launch, settings
+from experiments import dpo, grpo, ppo, pretrain, reward, sft
+from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.train import checkpoint
 from tests.experiments.conftest import TINY, write_rows
@@ -41,13 +41,13 @@ def pretrain_with(files, **changes):
         ({"model.n_heads": 1, "mesh.tensor": 2}, "heads' of size 1 does not divide"),
         ({"tokenizer": "nowhere.model"}, "nowhere.model"),
         ({"steps_": 3}, "steps"),
-        ({"accumulate": 0}, "config.accumulate=0: it must be 1 or more"),
-        ({"batch_size": 0}, "config.batch_size=0: it must be 1 or more"),
-        ({"log_every": 0}, "config.log_every=0: it must be 1 or more"),
-        ({"data.length": 0}, "config.data.length=0: it must be 1 or more"),
-        ({"optim.clip_norm": 0.0}, r"config.optim.clip_norm=0.0: it must be above 0 \(inf"),
-        ({"optim.b2": 1.0}, "config.optim.b2=1.0: it must be from 0 up to 1"),
-        ({"optim.lr": -1e-3}, "config.optim.lr=-0.001: it must be 0 or more"),
+        ({"accumulate": 0}, "accumulate=0: it must be 1 or more"),
+        ({"batch_size": 0}, "batch_size=0: it must be 1 or more"),
+        ({"log_every": 0}, "log_every=0: it must be 1 or more"),
+        ({"data.length": 0}, "data.length=0: it must be 1 or more"),
+        ({"optim.clip_norm": 0.0}, r"optim.clip_norm=0.0: it must be above 0 \(inf"),
+        ({"optim.b2": 1.0}, "optim.b2=1.0: it must be from 0 up to 1"),
+        ({"optim.lr": -1e-3}, "optim.lr=-0.001: it must be 0 or more"),
         ({"model.n_kv_heads": -1}, "n_kv_heads=-1 does not divide model.n_heads=4: use one of"),
         ({"data.path": "~no_such_user/rows.jsonl"}, "~no_such_user/rows.jsonl: no such file"),
         ({"tokenizer": "~no_such_user/tokenizer"}, "~no_such_user/tokenizer: no such tokenizer"),
@@ -66,16 +66,10 @@ def test_a_refused_run_can_be_repeated_with_the_fix(files, tmp_path):
     assert result["experiment"] == "pretrain"
 
 
-def test_all_impossible_numbers_are_said_at_once_and_every_bound_is_of_a_setting(files, tmp_path):
+def test_all_impossible_numbers_are_said_at_once(files, tmp_path):
     changes = {"accumulate": -1, "optim.b1": 1.5, "spike_sigma": -6.0}
     said = check_refused(pretrain.main, "pretrain", pretrain_with(files, **changes), tmp_path / "run", "accumulate=-1")
-    assert len(said.split("\n")) == 3 and "config.optim.b1=1.5" in said and "config.spike_sigma=-6.0" in said
-    known = set()
-    for path in settings.CONFIGS.glob("*.py"):
-        if path.stem not in ("__init__", "common"):
-            known |= settings.settings_of(settings.load_config(path)).keys()
-            bounds.check(settings.load_config(path))
-    assert known >= bounds.BOUNDS.keys()
+    assert len(said.split("\n")) == 3 and "optim.b1=1.5" in said and "spike_sigma=-6.0" in said
 
 
 def test_empty_file(files, tmp_path):
@@ -147,7 +141,7 @@ def test_an_unknown_preference_loss(files, tmp_path, base):
 
 def test_a_held_out_share_of_all(files, tmp_path):
     overrides = {"data.path": files["chat"], "data.held_out": 1.0}
-    check_refused(sft.main, "sft", overrides, tmp_path / "run", "config.data.held_out=1.0: it must be from 0 up to 1")
+    check_refused(sft.main, "sft", overrides, tmp_path / "run", "data.held_out=1.0: it must be from 0 up to 1")
 
 
 ONLINE = [(ppo, "minibatches"), (ppo, "max_new_tokens"), (grpo, "group"), (grpo, "minibatches")]
@@ -156,7 +150,7 @@ ONLINE = [(ppo, "minibatches"), (ppo, "max_new_tokens"), (grpo, "group"), (grpo,
 @pytest.mark.parametrize(("module", "name"), ONLINE)
 def test_numbers_of_online_rl(module, name, tmp_path):
     experiment = module.__name__.rpartition(".")[2]
-    check_refused(module.main, experiment, {name: 0}, tmp_path / "run", f"config.{name}=0: it must be 1 or more")
+    check_refused(module.main, experiment, {name: 0}, tmp_path / "run", f"{name}=0: it must be 1 or more")
 
 
 def test_ppo_without_prompts(files, tmp_path, base):
