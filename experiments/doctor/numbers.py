@@ -17,9 +17,11 @@ def tolerance(config: Any) -> float:
 
 
 def apart(a: Any, b: Any) -> float:
-    """The norm of the difference of two trees over the norm of the first; nan where either has one."""
+    """The norm of the difference of two trees over the norm of the first; nan where either has one, or nothing is compared."""
     size = lambda xs: np.sqrt(sum(float(jnp.sum(jnp.square(x.astype(jnp.float32)))) for x in xs))  # noqa: E731
     left, right = ([jnp.asarray(np.asarray(x, np.float32)) for x in jax.tree.leaves(t)] for t in (a, b))
+    if not sum(x.size for x in left):
+        return float("nan")
     return size([x - y for x, y in zip(left, right, strict=True)]) / max(size(left), 1e-30)
 
 

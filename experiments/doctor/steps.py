@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.doctor import models, reference
 from experiments.doctor.numbers import apart, nudged, padded, several, tolerance, unpacked
-from experiments.doctor.subject import Subject, gradients
+from experiments.doctor.subject import STEPS, Subject, gradients
 from experiments.doctor.verdict import Verdict, absent, at_most
 from jaxllm.core import sharding, tree
 from jaxllm.core.types import UserError
@@ -21,9 +21,14 @@ def parameters_move(s: Subject) -> Verdict:
     line = s.gates.get("moved")
     if isinstance(line, UserError):
         return Verdict("parameters move", None, None, False, str(line)[:300], "see the gate's line: what is trained must move")
-    if not line:
+    if line:
+        return Verdict("parameters move", None, None, True, line.removeprefix("moved: "))
+    grad, rates = s.metrics.get("grad_norm", float("nan")), [float(s.seen.fit["schedule"](i)) for i in range(STEPS)]
+    if grad == 0 and any(rates) and "objective/kl" in s.metrics:
         return absent("parameters move", "the gradient is exactly 0: all rewards were alike (usual before training)")
-    return Verdict("parameters move", None, None, True, line.removeprefix("moved: "))
+    said = f"nothing moved in {STEPS} steps: learning rates {', '.join(f'{x:g}' for x in rates)}, grad_norm {grad:g}"
+    do = "without a rate: see optim.lr, optim.warmup; without a gradient: nothing is trained in the rows, or pairs are identical"
+    return Verdict("parameters move", None, None, False, said, do)
 
 
 def whole_batch(s: Subject) -> str:
