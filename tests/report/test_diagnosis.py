@@ -182,6 +182,18 @@ def test_a_healthy_run_ends_with_a_line_that_says_so(tmp_path, capsys):
     assert said in capsys.readouterr().out and said in html.write_report(run.workdir).read_text()
 
 
+def test_rows_that_were_cut_are_a_verdict(tmp_path, capsys):
+    run = runs.open_run(tmp_path / "run", "toy", {})
+    run.log(1, {"train/loss": 1.0})
+    counts = {"examples": 200, "truncated": 11, "dropped": 0}
+    report = {"chats.jsonl": counts, "held out": counts | {"truncated": 10}, "left out of chats.jsonl": {"rows": 1, "of": 201}}
+    (run.workdir / "data_report.json").write_text(json.dumps(report))
+    (verdict,) = run.finish({})["verdicts"]
+    assert verdict["name"] == "data/truncated" and not verdict["normal"]
+    said = "chats.jsonl: 11 of 200 examples (6%) are longer than data.length and were cut: raise `data.length`"
+    assert said in capsys.readouterr().out
+
+
 def test_a_value_that_was_not_finite_is_seen(tmp_path):
     run = runs.open_run(tmp_path / "run", "toy", {})
     for step in (1, 2, 3):
