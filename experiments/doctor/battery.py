@@ -67,11 +67,15 @@ def unlike(state: Any, found: Any) -> list[str]:
     return [p for p, x in tree.flatten(state.params).items() if p not in flat or not np.array_equal(flat[p], x)]
 
 
-def read_back(params: Any, target: Path) -> list[str]:
-    """Paths of a model's parameters that a published directory gives otherwise; it need not hold all of them."""
-    there, ours = tree.flatten(hf.load(target)[1]), tree.flatten(params)
-    same = {p: x for p, x in ours.items() if p in there}
-    return [p for p, x in same.items() if not np.array_equal(x, there[p])] if same else list(ours)
+def published(loaded: launch.Loaded, target: Path) -> tuple[str, list[str]]:
+    """(the architecture it is exported as, or why it has none; paths of parameters that the export gives back otherwise)."""
+    try:
+        said = f"exported as {convert.export(loaded.workdir, target)}"
+    except UserError as error:
+        return f"not exported: {error}".replace(str(loaded.workdir), "this run")[:80], []
+    there, ours = tree.flatten(hf.load(target)[1]), tree.flatten(loaded.params["policy"])
+    same = ours.keys() & there.keys()  # a published form need not have room for all
+    return said, [p for p in ours if p in same and not np.array_equal(ours[p], there[p])] if same else list(ours)
 
 
 def exported(workdir: Path, state: Any) -> Verdict:
@@ -79,15 +83,10 @@ def exported(workdir: Path, state: Any) -> Verdict:
     loaded, target = launch.load(workdir), workdir / "export"
     wrong = unlike(state, launch.load(workdir, merged=False).params)
     try:
-        architecture = convert.export(workdir, target)
-        said = f"exported as {architecture}"
-        wrong += read_back(loaded.params["policy"], target)
-    except UserError as error:
-        why = str(error).replace(str(workdir), "this run")
-        said = f"not exported: {why}"[:80]
+        form, lost = published(loaded, target)
     finally:
         shutil.rmtree(target, ignore_errors=True)
-    said = f"saved, restored at step {loaded.step}, {said}"
+    said, wrong = f"saved, restored at step {loaded.step}, {form}", wrong + lost
     if wrong:
         said += f"; {len(wrong)} leaves came back otherwise: {', '.join(wrong[:3])}"
     do = "what was saved or exported is not what was trained: the line names the leaves"
