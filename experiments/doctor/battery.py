@@ -67,13 +67,21 @@ def unlike(state: Any, found: Any) -> list[str]:
     return [p for p, x in tree.flatten(state.params).items() if p not in flat or not np.array_equal(flat[p], x)]
 
 
+def spelt(model: Any, params: Any) -> dict[str, np.ndarray]:
+    """Parameters by their paths, without the rows that pad a vocabulary."""
+    flat, specs = tree.flatten(params), tree.flatten(model.specs)
+    rows = min(model.config.vocab_size, getattr(model.config, "outputs", model.config.vocab_size))
+    cut = lambda p: tuple(slice(rows if axis == "vocab" else None) for axis in specs[p].axes)  # noqa: E731
+    return {p: np.asarray(x)[cut(p)] for p, x in flat.items() if p in specs}
+
+
 def published(loaded: launch.Loaded, target: Path) -> tuple[str, list[str]]:
     """(the architecture it is exported as, or why it has none; paths of parameters that the export gives back otherwise)."""
     try:
         said = f"exported as {convert.export(loaded.workdir, target)}"
     except UserError as error:
         return f"not exported: {error}".replace(str(loaded.workdir), "this run")[:80], []
-    there, ours = tree.flatten(hf.load(target)[1]), tree.flatten(loaded.params["policy"])
+    there, ours = (spelt(loaded.model, params) for params in (hf.load(target)[1], loaded.params["policy"]))
     same = ours.keys() & there.keys()  # a published form need not have room for all
     return said, [p for p in ours if p in same and not np.array_equal(ours[p], there[p])] if same else list(ours)
 

@@ -13,22 +13,21 @@ from experiments.doctor import answers, battery, capture, data, models, numbers,
 from experiments.doctor.subject import Subject
 from jaxllm import settings
 from jaxllm.core import spec
-from jaxllm.core.types import UserError
+from jaxllm.core.types import Mean, UserError
 from jaxllm.data import chat, pack
 from jaxllm.data import tokenizer as tokenizers
-from jaxllm.models import decoder
+from jaxllm.models import families
+from jaxllm.models.decoder_config import DecoderConfig
 from tests.experiments.test_teach import named
 
 TALKS = [[{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd" * n}] for n in (1, 2, 3, 1)]
-MODEL = decoder.make_decoder(
-    decoder.DecoderConfig(vocab_size=262, d_model=32, n_layers=2, n_heads=4, d_ff=64, max_length=96, positions="learned")
-)
+MODEL = families.make(DecoderConfig(262, d_model=32, n_layers=2, n_heads=4, d_ff=64, max_length=96, positions="learned"))
 
 
 def seen_of(tokenizer=None, experiment="sft", talks=TALKS, workdir=None, **columns):
     """What reaches `fit` of a stage with a few short conversations, one a row."""
     tokenizer = tokenizer or tokenizers.byte_tokenizer()
-    record = pack.pad([chat.encode_chat(tokenizer, m) for m in talks], 32)[0]
+    record = pack.pad([chat.encode_chat(tokenizer, m) for m in talks], 64)[0]
     state = SimpleNamespace(params={"policy": jax.jit(lambda key: spec.init(MODEL.specs, key))(jax.random.key(0))})
     run = SimpleNamespace(workdir=workdir)
     fit = {"columns": record | columns, "tokenizer": tokenizer, "model": MODEL, "state": state, "frozen": {}, "run": run}
@@ -143,7 +142,7 @@ def counts_devices(base, files, tmp_path, monkeypatch):
         def value(params, batch, rng):
             mean, metrics = right(params, batch, rng)
             size = max(1, jax.sharding.get_abstract_mesh().size)
-            return mean.replace(total=mean.total * size), metrics
+            return Mean(mean.total * size, mean.count), metrics
 
         return value
 
@@ -151,14 +150,13 @@ def counts_devices(base, files, tmp_path, monkeypatch):
     return examined("sft", base, files, tmp_path, "mesh 1 = mesh n", **{"mesh.data": 1})
 
 
-def transposed(base, files, tmp_path, monkeypatch):
-    """An export that writes a square weight the wrong way round."""
+def other_weights(base, files, tmp_path, monkeypatch):
+    """An export that scales the embedding on the way, as where a model's sqrt(d) is folded in."""
     save = battery.convert.hf.save
 
     def wrong(target, model, params, *rest, **more):
-        flat = battery.tree.flatten(params)
-        path = next(p for p, x in flat.items() if x.ndim == 2 and x.shape[0] == x.shape[1])
-        return save(target, model, battery.tree.unflatten(flat | {path: flat[path].T}), *rest, **more)
+        scaled = params | {"embed": jax.tree.map(lambda x: 2 * x, params["embed"])}
+        return save(target, model, scaled, *rest, **more)
 
     monkeypatch.setattr(battery.convert.hf, "save", wrong)
     return examined("sft", base, files, tmp_path, "rehearsal")
@@ -170,7 +168,7 @@ ALONE = {
     "bfloat16 drift": half_of_bfloat16,
 }  # fmt: skip
 RUNS = {
-    "merged = unmerged": scaled_twice, "parameters move": no_rate, "mesh 1 = mesh n": counts_devices, "rehearsal": transposed,
+    "merged = unmerged": scaled_twice, "parameters move": no_rate, "mesh 1 = mesh n": counts_devices, "rehearsal": other_weights,
 }  # fmt: skip
 
 
