@@ -76,7 +76,8 @@ def _bounds(name: str, history: History) -> Verdict | None:
         return None
     late = (rules.first_and_last(values) or (0, statistics.fmean(values)))[1] if m.high != 0 else max(values)
     low, high = -math.inf if m.low is None else m.low, math.inf if m.high is None else m.high
-    if low <= late <= high:
+    recovered = m.high != 0 and len(values) < TREND and low <= values[-1] <= high  # a mean of few would still say what was
+    if low <= late <= high or recovered:
         return None
     side, bound = ("below", low) if late < low else ("above", high)
     out = [step for step, value in zip(steps, values, strict=True) if not low <= value <= high]

@@ -147,6 +147,14 @@ def test_a_short_run_is_no_evidence():
     assert found == [] and "5 logged steps, fewer than" in diagnosis.summary(short, found)
 
 
+def test_a_short_run_that_has_recovered_is_within_its_bounds():
+    def found(values):
+        return [v.name for v in diagnosis.verdicts({"completions/clipped_ratio": (STEPS[: len(values)], values)})]
+
+    assert found([1.0, 1.0, 0.2, 0.1]) == [] and found([0.1, 0.2, 1.0, 1.0]) == found([0.9]) == ["completions/clipped_ratio"]
+    assert [v.name for v in diagnosis.verdicts({"rewards/excluded": ([1, 2], [3.0, 0.0])})] == ["rewards/excluded"]  # 0, ever
+
+
 @pytest.mark.parametrize("line", [[], [1.0], [0.0] * 30, [math.nan] * 30, [-1e30, 1e30] * 20])
 def test_no_curve_breaks_a_rule(line):
     everything = {name: (list(range(1, len(line) + 1)), line) for name in diagnosis.WATCHED}
