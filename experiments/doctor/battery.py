@@ -16,6 +16,7 @@ import numpy as np
 from experiments import convert, teach
 from experiments.doctor import answers, data, inner, models, sampling, steps, subject, words
 from experiments.doctor.capture import Seen, copied, sampled, watched
+from experiments.doctor.numbers import exact
 from experiments.doctor.small import changes
 from experiments.doctor.verdict import Enough, Verdict, absent, attempted
 from experiments.plan.plan import changed
@@ -121,7 +122,8 @@ def run(
 
     def here(seen: Seen, fit: Callable) -> Any:
         reached.append(seen)
-        examine(seen, tell, wanted)
+        with exact():
+            examine(seen, tell, wanted)
         if not wanted("rehearsal"):
             raise Enough
         states.append(rehearse(seen, fit))

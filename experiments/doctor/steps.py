@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.doctor import models, reference
-from experiments.doctor.numbers import PAD, apart, nudged, padded, several, tolerance, unpacked
+from experiments.doctor.numbers import GRADIENTS, PAD, apart, nudged, padded, several, tolerance, unpacked
 from experiments.doctor.subject import STEPS, Subject, gradients
 from experiments.doctor.verdict import Verdict, absent, at_most
 from jaxllm.core import sharding, tree
@@ -59,7 +59,7 @@ def accumulation(s: Subject) -> Verdict:
     one, many = (gradients(s, params, s.uneven, n) for n in (1, k))
     said = f"gradients of 1 and of {k} micro-batches of unlike sizes"
     do = "carry the sum and the count of a loss through accumulation, and divide once (Mean)"
-    return at_most(name, apart(one, many), 10 * tolerance(s.seen.fit["model"].config), said, do)
+    return at_most(name, apart(one, many), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 def mesh(s: Subject) -> Verdict:
@@ -74,7 +74,7 @@ def mesh(s: Subject) -> Verdict:
         spread = jax.device_put(jax.device_get(s.batch), NamedSharding(other, PartitionSpec("data")))
         many = jax.device_get(gradients(there, jax.device_put(params, everywhere), spread))
     said, do = f"gradients on 1 device and over {n}", "a mean is taken over a device's rows only"
-    return at_most(name, apart(one, many), 10 * tolerance(s.seen.fit["model"].config), said, do)
+    return at_most(name, apart(one, many), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 def gradient_reach(s: Subject) -> Verdict:
@@ -100,7 +100,7 @@ def padding_loss(s: Subject) -> Verdict:
     one, wide = (gradients(s, params, b) for b in (s.uneven, padded(s.uneven)))
     said = f"gradients of a batch, and with {PAD} empty slots behind each row"
     do = "something reads padding: a mask, a position, or the place at which a score is read"
-    return at_most("padding", apart(one, wide), 10 * tolerance(s.seen.fit["model"].config), said, do)
+    return at_most("padding", apart(one, wide), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 def packed(s: Subject) -> Verdict:
@@ -115,7 +115,7 @@ def packed(s: Subject) -> Verdict:
     one, other = (gradients(s, params, jax.tree.map(jnp.asarray, b)) for b in (rows, alone))
     said = f"gradients of {len(rows['tokens'])} rows, and of their {len(alone['tokens'])} examples one a row"
     do = "examples see each other: pass segments to attention, and let positions restart where they change"
-    return at_most(name, apart(one, other), 10 * tolerance(s.seen.fit["model"].config), said, do)
+    return at_most(name, apart(one, other), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 STEPPING = ("start at the reference", "parameters move", "KL holds")  # what looks at steps that were taken
