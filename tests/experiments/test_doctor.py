@@ -43,12 +43,18 @@ def test_pretraining_passes_and_is_rehearsed_to_its_export(files, tmp_path):
     assert (tmp_path / "run" / "result.json").exists() and not (tmp_path / "run" / "export").exists()
 
 
-def test_adapters_of_sft_pass(base, files, tmp_path):
+@pytest.mark.parametrize(
+    "only",
+    [
+        ["bfloat16 drift", "merged = unmerged"],
+        pytest.param(["sampler = trainer", "parameters move", "gradients", "rehearsal"], marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_of_sft_pass(only, base, files, tmp_path):
     """Whose `fit` is given the adapted model; that of `dpo` is given the plain one."""
     more = {"batch_size": 8, "data.length": 32, "lora.rank": 2, "init": str(base), "data.path": files["chat"]}
-    only = ["bfloat16 drift", "merged = unmerged", "sampler = trainer", "parameters move", "gradients", "rehearsal"]
     found, _ = examined("sft", tmp_path, only, **more)
-    assert list(found) == only and all(v.ok is True for v in found.values()), found
+    assert list(found) in (only, [*only, "rehearsal"]) and all(found[name].ok is True for name in only), found
 
 
 def test_adapters_of_dpo_pass(base, files, tmp_path):
