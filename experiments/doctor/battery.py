@@ -84,7 +84,7 @@ def published(loaded: launch.Loaded, target: Path) -> tuple[str, list[str]]:
         return f"not exported: {error}".replace(str(loaded.workdir), "this run")[:80], []
     there, ours = (spelt(loaded.model, params) for params in (hf.load(target)[1], loaded.params["policy"]))
     same = ours.keys() & there.keys()  # a published form need not have room for all
-    return said, [p for p in ours if p in same and not np.array_equal(ours[p], there[p])] if same else list(ours)
+    return said, [p for p in ours if p in same and not np.allclose(ours[p], there[p])] if same else list(ours)
 
 
 def exported(workdir: Path, state: Any) -> Verdict:

@@ -24,7 +24,7 @@ def parameters_move(s: Subject) -> Verdict:
     if line:
         return Verdict("parameters move", None, None, True, line.removeprefix("moved: "))
     grad, rates = s.metrics.get("grad_norm", float("nan")), [float(s.seen.fit["schedule"](i)) for i in range(STEPS)]
-    if grad == 0 and any(rates) and "objective/kl" in s.metrics:
+    if grad == 0 and any(rates) and s.seen.experiment in ("ppo", "grpo"):
         return absent("parameters move", "the gradient is exactly 0: all rewards were alike (usual before training)")
     said = f"nothing moved in {STEPS} steps: learning rates {', '.join(f'{x:g}' for x in rates)}, grad_norm {grad:g}"
     do = "without a rate: see optim.lr, optim.warmup; without a gradient: nothing is trained in the rows, or pairs are identical"

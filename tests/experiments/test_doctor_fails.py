@@ -39,9 +39,9 @@ def checked(name, seen):
     return group.CHECKS[name](seen)
 
 
-def subject_of(metrics, gates, lr=1e-3, dtype="float32"):
-    model = SimpleNamespace(config=SimpleNamespace(dtype=dtype))
-    seen = capture.Seen(None, "dpo", {"model": model, "schedule": lambda step: lr}, [], [])
+def subject_of(metrics, gates, experiment="dpo", lr=1e-3):
+    model = SimpleNamespace(config=SimpleNamespace(dtype="float32"))
+    seen = capture.Seen(None, experiment, {"model": model, "schedule": lambda step: lr}, [], [])
     return Subject(seen, None, {}, None, metrics, gates)
 
 
@@ -200,11 +200,11 @@ def test_a_start_that_is_no_number_or_that_a_gate_refuses_has_failed():
 
 
 def test_nothing_that_moves_is_no_reason_to_pass():
-    still = {"moved": None}
-    assert steps.parameters_move(subject_of({"grad_norm": 0.0}, still)).ok is False  # rows that train nothing
-    assert steps.parameters_move(subject_of({"grad_norm": float("nan"), "objective/kl": 0.0}, still)).ok is False
-    assert steps.parameters_move(subject_of({"grad_norm": 0.0, "objective/kl": 0.0}, still, lr=0)).ok is False
-    assert steps.parameters_move(subject_of({"grad_norm": 0.0, "objective/kl": 0.0}, still)).ok is None  # rewards all alike
+    zero, still = {"grad_norm": 0.0}, {"moved": None}
+    assert steps.parameters_move(subject_of(zero, still)).ok is False  # rows that train nothing
+    assert steps.parameters_move(subject_of({"grad_norm": float("nan")}, still, "grpo")).ok is False
+    assert steps.parameters_move(subject_of(zero, still, "grpo", lr=0)).ok is False
+    assert steps.parameters_move(subject_of(zero, still, "grpo")).ok is None  # rewards all alike
 
 
 def test_answers_without_an_end_are_found():
