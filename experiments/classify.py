@@ -138,6 +138,7 @@ def main(config, run):
         shape, train = labelled.encode(tokenizer, rows, places, config.data.length)
         _, kept = labelled.encode(tokenizer, kept_rows, kept_places, config.data.length, train.names)
         cut = f"{train.truncated} cut, {train.dropped} left out"
+        reading.keep_report(run, where, {"examples": len(rows), "truncated": train.truncated, "dropped": train.dropped})
         run.note(f"{shape} rows of {where}: {len(rows):,} to train on ({cut}), {len(kept_rows):,} held out, {train.names[:8]}")
         if getattr(trunk.config, "n_types", 1) < 2:
             train.columns.pop("types"), kept.columns.pop("types")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.data.text import checked_rows
+from jaxllm.report import metrics
 from jaxllm.report.files import dump, read_json, write_atomic
 
-MOST_CUT = 0.05  # of the examples, that are cut without a warning
+MOST_CUT = metrics.find("data/truncated").high  # of the examples, that are cut without a warning
 
 
 def keep_report(run: Any, what: str, report: dict) -> None:

@@ -89,9 +89,10 @@ def double_bos(columns: Any, tokenizer: Any) -> Any:
 
 
 def empty_answers(columns: Any, tokenizer: Any) -> Any:
-    """A third of the rows has no trained token, as when answers lie beyond the length: these steps train nothing.
+    """A third of the rows has no trained token, as when answers lie beyond the length: they are read, and train nothing.
 
-    The run "succeeds" with a loss of 0.0 here and there. trl#6668, nanochat#590, nanochat#618. Caught by `rows trained`.
+    The loss is that of the other rows, and 0.0 at a step that has no other. trl#6668, nanochat#590, nanochat#618. Caught by
+    `rows trained`.
     """
     kept = lambda mask: (np.arange(len(mask)) % 3 > 0).reshape(-1, *[1] * (mask.ndim - 1))  # noqa: E731
     return records(columns, lambda r: {"mask": r["mask"] & kept(r["mask"])})

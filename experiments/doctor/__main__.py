@@ -67,6 +67,8 @@ def run(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
 
     def main(config, out, experiment, only, simulate):
+        if out and not Path(out).absolute().parent.is_dir():
+            raise UserError(f"--out={out}: there is no directory {Path(out).parent}: make it, or name another file")
         experiment = experiment or given(argv)[1]
         found = diagnose(config, experiment, out, only)
         failed = [v for v in found if v.ok is False]

@@ -41,7 +41,6 @@ class Seen(NamedTuple):
     fit: dict[str, Any]
     updates: list[Update]
     samplers: list[Sampled]
-    reports: list[tuple[str, dict]]
 
     @property
     def params(self) -> Any:
@@ -89,9 +88,9 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
     Runs that it starts from, where none is given, are fresh models at step 0: their `fit` only saves. Pairs that it would
     collect first are made up.
     """
-    real = {name: getattr(common, name) for name in ("fit", "jit_step", "need", "print_report")}
+    real = {name: getattr(common, name) for name in ("fit", "jit_step", "need")}
     sampler, inside = completions.sampler, []
-    seen = Seen(None, experiment, {}, [], [], [])
+    seen = Seen(None, experiment, {}, [], [])
 
     def fit(config: Any, run: Any, **given: Any) -> Any:
         if inside:
@@ -136,10 +135,5 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
         finally:
             inside.pop()
 
-    def print_report(run: Any, what: str, report: dict) -> None:
-        real["print_report"](run, what, report)
-        if not inside:
-            seen.reports.append((what, report))
-
-    with stand_ins(fit=fit, jit_step=jit_step, sampler=drawn, need=need, print_report=print_report):
+    with stand_ins(fit=fit, jit_step=jit_step, sampler=drawn, need=need):
         yield seen

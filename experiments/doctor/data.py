@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common
+from experiments import common, reading
 from experiments.doctor.capture import Seen
 from experiments.doctor.verdict import Verdict, absent, at_most
+from jaxllm.core.types import UserError
 from jaxllm.data import chat
+from jaxllm.report import diagnosis
 
-LEAST = {"truncated": 0.05, "rows trained": 0.05}  # shares that may be cut, or train nothing
+CHATS = ("sft", "dpo", "kto", "reward", "ppo", "grpo", "pairs", "best_of_n")
+LEAST = {"rows trained": 0.05}  # a share that may train nothing
 Record = dict[str, np.ndarray]
 
 
@@ -51,8 +54,12 @@ def on_record(name: str, check: Callable[[Seen, Record], Verdict]) -> Callable[[
 
 
 def ids_in_range(seen: Seen) -> Verdict:
-    common.check_columns(seen.fit["columns"], seen.fit["model"].config.vocab_size)
-    return Verdict("ids in range", 0, 0, True, f"every id is below {seen.fit['model'].config.vocab_size:,}")
+    size = seen.fit["model"].config.vocab_size
+    try:
+        common.check_columns(seen.fit["columns"], size)
+    except UserError as error:
+        return Verdict("ids in range", None, None, False, str(error), "the rows are of another tokenizer than the model's")
+    return Verdict("ids in range", None, None, True, f"every id is below {size:,}")
 
 
 def targets_shifted(seen: Seen, r: Record) -> Verdict:
@@ -91,11 +98,14 @@ def end_trained(seen: Seen, r: Record) -> Verdict:
     stops = chat.stop_ids(seen.fit["tokenizer"])
     at = last_targets(r)
     ends = np.isin(r["targets"][at], stops)
-    if not ends.any():
-        return absent("end trained", "no example ends in an end token")
-    lost = ends & ~r["mask"][at]
     said = f"{int(ends.sum()):,} of {len(ends):,} examples end in an end token"
-    return at_most("end trained", lost.sum() / ends.sum(), 0, said, "mask by lengths, not by token ids: the end needs a label")
+    do = "mask by lengths, not by token ids: the end needs a label"
+    if ends.any():
+        return at_most("end trained", (ends & ~r["mask"][at]).sum() / ends.sum(), 0, said, do)
+    if seen.experiment not in CHATS:
+        return absent("end trained", "no example ends in an end token")
+    do = "the template writes no end token behind an answer, or every answer is cut: samples would never stop"
+    return Verdict("end trained", 1.0, 0.0, False, said, do)
 
 
 def one_start(seen: Seen, r: Record) -> Verdict:
@@ -109,14 +119,16 @@ def one_start(seen: Seen, r: Record) -> Verdict:
 
 
 def truncated(seen: Seen) -> Verdict:
-    if not seen.reports:
-        return absent("truncated", "nothing is cut: rows are of one length, or left out and counted")
-    worst = max((report["truncated"] / max(1, report["examples"]), what) for what, report in seen.reports)
-    said, record = f"share of {worst[1]}", joined(seen)
+    counts = diagnosis.examples_cut(seen.fit["run"].workdir)
+    if not counts:
+        return absent("truncated", "rows are of one length, or a row that is too long ends the run")
+    share, what = max((cut / max(1, of), what) for what, (cut, of) in counts.items())
+    said, record = f"share of {what}", joined(seen)
     if record is not None:
         middle, most = np.percentile(lengths(record), (50, 95))
         said += f"; examples of {middle:.0f} tokens in the median, {most:.0f} at the 95th percentile"
-    return at_most("truncated", worst[0], LEAST["truncated"], said, "raise config.data.length, or cut the data yourself")
+    do = "raise config.data.length, or shorten the rows: a cut answer has lost its end"
+    return at_most("truncated", share, reading.MOST_CUT, said, do)
 
 
 CHECKS = {

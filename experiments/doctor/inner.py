@@ -26,7 +26,8 @@ def of(experiment: str, config: Any) -> tuple[str, Any, str]:
     if experiment not in INNER:
         if experiment not in KNOWN:
             near = settings.nearest(experiment, [*KNOWN, *INNER])
-            raise UserError(f"--experiment={experiment}: choose one of {', '.join([*KNOWN, *INNER])}; did you mean {near}?")
+            hint = f"did you mean {near}? " if near else ""
+            raise UserError(f"--experiment={experiment}: {hint}Choose one of {', '.join([*KNOWN, *INNER])}")
         return experiment, config, ""
     name, shared = INNER[experiment]
     own = settings.load_config(settings.config_path(name))

@@ -130,8 +130,8 @@ def merged(seen: Seen) -> Verdict:
     if not settings["rank"]:
         return absent(name, "no adapters: config.lora.rank is 0")
     given, record = launch.lora_settings(settings.to_dict()), rows_of(seen)
-    base = seen.fit["model"]
-    model, params = lora.with_lora(base, **given), nudged(seen.params[seen.root], 0.5)
+    base, params = seen.fit["model"], nudged(seen.params[seen.root], 0.5)
+    model = base if "lora" in base.specs else lora.with_lora(base, **given)  # an adapted one reads plain parameters too
     params = {n: x for n, x in params.items() if n in model.specs}
     plain = lora.merge(params, alpha=given["alpha"], scaling=given["scaling"])
     off = apart(hidden(model, params, record), hidden(base, plain, record))

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.doctor import models, reference
-from experiments.doctor.numbers import apart, nudged, padded, several, tolerance, unpacked
-from experiments.doctor.subject import Subject, gradients
+from experiments.doctor.numbers import GRADIENTS, PAD, apart, nudged, padded, several, tolerance, unpacked
+from experiments.doctor.subject import STEPS, Subject, gradients
 from experiments.doctor.verdict import Verdict, absent, at_most
 from jaxllm.core import sharding, tree
 from jaxllm.core.types import UserError
@@ -21,9 +21,14 @@ def parameters_move(s: Subject) -> Verdict:
     line = s.gates.get("moved")
     if isinstance(line, UserError):
         return Verdict("parameters move", None, None, False, str(line)[:300], "see the gate's line: what is trained must move")
-    if not line:
+    if line:
+        return Verdict("parameters move", None, None, True, line.removeprefix("moved: "))
+    grad, rates = s.metrics.get("grad_norm", float("nan")), [float(s.seen.fit["schedule"](i)) for i in range(STEPS)]
+    if grad == 0 and any(rates) and s.seen.experiment in ("ppo", "grpo"):
         return absent("parameters move", "the gradient is exactly 0: all rewards were alike (usual before training)")
-    return Verdict("parameters move", None, None, True, line.removeprefix("moved: "))
+    said = f"nothing moved in {STEPS} steps: learning rates {', '.join(f'{x:g}' for x in rates)}, grad_norm {grad:g}"
+    do = "without a rate: see optim.lr, optim.warmup; without a gradient: nothing is trained in the rows, or pairs are identical"
+    return Verdict("parameters move", None, None, False, said, do)
 
 
 def whole_batch(s: Subject) -> str:
@@ -54,7 +59,7 @@ def accumulation(s: Subject) -> Verdict:
     one, many = (gradients(s, params, s.uneven, n) for n in (1, k))
     said = f"gradients of 1 and of {k} micro-batches of unlike sizes"
     do = "carry the sum and the count of a loss through accumulation, and divide once (Mean)"
-    return at_most(name, apart(one, many), 10 * tolerance(s.seen.fit["model"].config), said, do)
+    return at_most(name, apart(one, many), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 def mesh(s: Subject) -> Verdict:
@@ -69,7 +74,7 @@ def mesh(s: Subject) -> Verdict:
         spread = jax.device_put(jax.device_get(s.batch), NamedSharding(other, PartitionSpec("data")))
         many = jax.device_get(gradients(there, jax.device_put(params, everywhere), spread))
     said, do = f"gradients on 1 device and over {n}", "a mean is taken over a device's rows only"
-    return at_most(name, apart(one, many), 10 * tolerance(s.seen.fit["model"].config), said, do)
+    return at_most(name, apart(one, many), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 def gradient_reach(s: Subject) -> Verdict:
@@ -92,14 +97,14 @@ def padding_loss(s: Subject) -> Verdict:
     if random(s):  # other shapes draw other numbers
         return models.right_padding(s.seen)
     params = nudged(s.params, 0.05)
-    one, wide = (s.value(params, b)[0] for b in (s.uneven, padded(s.uneven)))
-    said = f"the loss of a batch, and with 8 empty slots behind each row: {float(one.value()):.5g}, {float(wide.value()):.5g}"
+    one, wide = (gradients(s, params, b) for b in (s.uneven, padded(s.uneven)))
+    said = f"gradients of a batch, and with {PAD} empty slots behind each row"
     do = "something reads padding: a mask, a position, or the place at which a score is read"
-    return at_most("padding", apart(one, wide), tolerance(s.seen.fit["model"].config), said, do)
+    return at_most("padding", apart(one, wide), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 def packed(s: Subject) -> Verdict:
-    """The loss of packed rows and that of their examples one a row."""
+    """The gradients of packed rows and those of their examples one a row: a loss, one mean of many tokens, hides a leak."""
     name, rows = "packed = separate", several(s.seen.fit["columns"])
     if rows is None:
         return absent(name, "no row holds two examples, or it has inputs of its own beside them")
@@ -107,10 +112,10 @@ def packed(s: Subject) -> Verdict:
         return models.packed(s.seen, rows)
     alone = unpacked(rows, most=10**6)
     params = nudged(s.params, 0.05)
-    one, other = (s.update.loss(params, jax.tree.map(jnp.asarray, b), s.key)[1]["loss"] for b in (rows, alone))
-    said = f"{len(rows['tokens'])} rows as {len(alone['tokens'])}: {float(one.value()):.5g}, {float(other.value()):.5g}"
+    one, other = (gradients(s, params, jax.tree.map(jnp.asarray, b)) for b in (rows, alone))
+    said = f"gradients of {len(rows['tokens'])} rows, and of their {len(alone['tokens'])} examples one a row"
     do = "examples see each other: pass segments to attention, and let positions restart where they change"
-    return at_most(name, apart(one, other), tolerance(s.seen.fit["model"].config), said, do)
+    return at_most(name, apart(one, other), tolerance(s.seen.fit["model"].config, GRADIENTS), said, do)
 
 
 STEPPING = ("start at the reference", "parameters move", "KL holds")  # what looks at steps that were taken

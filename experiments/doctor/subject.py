@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -116,9 +117,17 @@ def parts(s: Subject, params: Any = None) -> tuple[Any, Any]:
 def gradients(s: Subject, params: Any, batch: Any, accumulate: int = 1) -> Any:
     """The gradients that the train step would hand to the optimizer: {path: array} of what is trained."""
     chosen, rest = parts(s, params)
-    read = optax.GradientTransformation(
-        lambda p: jax.tree.map(jnp.zeros_like, p), lambda g, state, p=None: (jax.tree.map(jnp.zeros_like, g), g)
-    )
-    step = jax.jit(make_train_step(s.update.loss, read, accumulate=accumulate))
-    state, _ = step(TrainState(jnp.int32(0), chosen, read.init(chosen)), rest, batch, s.key)
-    return tree.flatten(state.opt_state)
+    state = TrainState(jnp.int32(0), chosen, READ.init(chosen))
+    return tree.flatten(reader(s.update.loss, accumulate)(state, rest, batch, s.key)[0].opt_state)
+
+
+# an optimizer that moves nothing, and whose state is the last gradient
+READ = optax.GradientTransformation(
+    lambda p: jax.tree.map(jnp.zeros_like, p), lambda g, state, p=None: (jax.tree.map(jnp.zeros_like, g), g)
+)
+
+
+@functools.lru_cache(maxsize=4)
+def reader(loss: Callable, accumulate: int) -> Callable:
+    """The train step with it: compiled once for batches of one shape."""
+    return jax.jit(make_train_step(loss, READ, accumulate=accumulate))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from experiments.doctor.answers import CHATS
 from experiments.doctor.capture import Seen
+from experiments.doctor.data import CHATS
 from experiments.doctor.verdict import Verdict, absent, at_most
 from jaxllm.data import chat
 
+READERS = ("mlm", "classify")  # whose models write no text
 TEXTS = (
     "Hello, world.", "  two  spaces ", "a line\nand\tanother\n", "naïve café", "漢字 и кириллица", "3.14159 and 1234567890",
     "def f(x):\n    return x", "🙂 fine", "a\u2028b", "‏שלום",
@@ -21,9 +22,12 @@ def round_trip(seen: Seen) -> Verdict:
     """decode(encode(text)) is the text."""
     tokenizer = seen.fit["tokenizer"]
     try:
-        lost = [t for t in TEXTS if tokenizer.decode(tokenizer.encode(t)) != t]
+        ids = [tokenizer.encode(t) for t in TEXTS]
     except Exception as error:  # a vocabulary of whole words, whose library raises what it likes
         return absent("round trip", f"the vocabulary is not open: {error}"[:100])
+    lost = [t for t, x in zip(TEXTS, ids, strict=True) if tokenizer.decode(x) != t]
+    if lost and seen.experiment in READERS:
+        return absent("round trip", f"an encoder writes nothing: its tokenizer may change {len(lost)} of {len(TEXTS)} texts")
     said = f"of {len(TEXTS)} texts decode(encode(text)) is another: {lost[:2]}" if lost else f"{len(TEXTS)} texts come back"
     return at_most("round trip", len(lost), 0, said, "use a tokenizer that loses nothing (bpe, byte), or know that it does")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.report import metrics, rules
-from jaxllm.report.files import read_jsonl
+from jaxllm.report.files import read_json, read_jsonl
 from jaxllm.report.rules import TREND, History, Verdict
 
 WATCHED = {
@@ -76,7 +76,8 @@ def _bounds(name: str, history: History) -> Verdict | None:
         return None
     late = (rules.first_and_last(values) or (0, statistics.fmean(values)))[1] if m.high != 0 else max(values)
     low, high = -math.inf if m.low is None else m.low, math.inf if m.high is None else m.high
-    if low <= late <= high:
+    recovered = m.high != 0 and len(values) < TREND and low <= values[-1] <= high  # a mean of few would still say what was
+    if low <= late <= high or recovered:
         return None
     side, bound = ("below", low) if late < low else ("above", high)
     out = [step for step, value in zip(steps, values, strict=True) if not low <= value <= high]
@@ -84,8 +85,24 @@ def _bounds(name: str, history: History) -> Verdict | None:
     return Verdict(name, step, f"{name} {rules.shown(late)} is {side} {rules.shown(bound)} since step {step}", m.advice)
 
 
+def examples_cut(run_dir: Path) -> dict[str, tuple[int, int]]:
+    """{what was read: (its examples that were cut at the length, all of them)} of a run directory's data_report.json."""
+    report = read_json(run_dir / "data_report.json")
+    return {what: (n["truncated"], n["examples"]) for what, n in report.items() if {"truncated", "examples"} <= n.keys()}
+
+
+def truncated(run_dir: Path) -> list[Verdict]:
+    """The files of which more was cut than the table's `data/truncated` allows."""
+    bound, found = metrics.find("data/truncated"), []
+    for what, (cut, of) in examples_cut(run_dir).items():
+        if cut > bound.high * of:
+            said = f"{what}: {cut:,} of {of:,} examples ({cut / of:.0%}) are longer than data.length and were cut"
+            found.append(Verdict("data/truncated", 0, said, bound.advice))
+    return found
+
+
 def of_run(run_dir: Path) -> tuple[list[Verdict], str]:
-    """(verdicts, summary) of a run directory's metrics.jsonl; ([], "") where nothing was logged."""
+    """(verdicts, summary) of a run directory's metrics.jsonl and data_report.json; ([], "") where nothing was logged."""
     found = history(read_jsonl(run_dir / "metrics.jsonl"))
-    said = verdicts(found)
+    said = truncated(run_dir) + verdicts(found)
     return said, summary(found, said) if found else ""

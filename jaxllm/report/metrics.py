@@ -40,6 +40,8 @@ EVERY = (
        "growing: lower `optim.lr`, lengthen `optim.warmup`; single spikes: look at the rows of that step", SAME),
     _m("guard/skipped guard/nonfinite", "share of updates that were left out: all of them, and those that were not finite",
        "0, or rare", "look at the rows of these steps; lower `optim.lr`; lengthen `optim.warmup`", high=0.02),
+    _m("data/truncated", "share of a file's examples that were cut because they are longer than `data.length`; in "
+       "data_report.json", "0, or rare", "raise `data.length`, or shorten the rows: a cut answer has lost its end", high=0.05),
 )  # fmt: skip
 TIMES = (
     _m("time/data", "seconds since the previous line in which the host made batches and sent them to the devices",

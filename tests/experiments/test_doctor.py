@@ -43,6 +43,20 @@ def test_pretraining_passes_and_is_rehearsed_to_its_export(files, tmp_path):
     assert (tmp_path / "run" / "result.json").exists() and not (tmp_path / "run" / "export").exists()
 
 
+@pytest.mark.parametrize(
+    "only",
+    [
+        ["bfloat16 drift", "merged = unmerged"],
+        pytest.param(["sampler = trainer", "parameters move", "gradients", "rehearsal"], marks=pytest.mark.slow),
+    ],
+)
+def test_adapters_of_sft_pass(only, base, files, tmp_path):
+    """Whose `fit` is given the adapted model; that of `dpo` is given the plain one."""
+    more = {"batch_size": 8, "data.length": 32, "lora.rank": 2, "init": str(base), "data.path": files["chat"]}
+    found, _ = examined("sft", tmp_path, only, **more)
+    assert list(found) in (only, [*only, "rehearsal"]) and all(found[name].ok is True for name in only), found
+
+
 def test_adapters_of_dpo_pass(base, files, tmp_path):
     more = {"batch_size": 8, "data.length": 32, "lora.rank": 2, "init": str(base), "data.path": files["pairs"]}
     only = ["merged = unmerged", "start at the reference", "parameters move", "gradients"]
@@ -110,6 +124,37 @@ def test_a_misspelt_check_gets_the_nearest(base, files, capsys):
     assert left.value.code == 2 and "did you mean 'padding'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"data.path": "broken.jsonl"}, "broken.jsonl:2"), ({"data.path": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"init": "runs/nowhere"}, "runs/nowhere: no such run directory"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_a_line_and_leaves_nothing_behind(wrong, said, base, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "comp\n')
+    given = {"init": base, "data.path": files["chat"], **wrong}
+    with pytest.raises(SystemExit) as left:
+        command.run([f"--config={settings.config_path('sft')}", *(f"--config.{name}={value}" for name, value in given.items())])
+    out = capsys.readouterr()
+    assert left.value.code == 2 and "FAILED          rehearsal" in out.out and said in out.out
+    assert "Traceback" not in out.out + out.err and [p.name for p in tmp_path.iterdir()] == ["broken.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_fresh_model_excuses_only_what_it_has_said(tmp_path):
+    """Samples of a fresh model may give no pair; a prompt that is too long is the user's, with any model."""
+    found, _ = examined("pairs", tmp_path, max_prompt=1)
+    assert found["rehearsal"].ok is False and "max_prompt=1" in found["rehearsal"].said
+
+
+def test_a_file_that_cannot_be_written_is_named_first(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        command.run(["--config=configs/sft.py", f"--out={tmp_path / 'no' / 'doctor.json'}"])
+    assert left.value.code == 2 and "there is no directory" in capsys.readouterr().err
+
+
 # ---- how checks compare
 
 
@@ -130,7 +175,7 @@ def test_unpacked_rows_hold_the_same_examples_in_the_same_order():
 
 def test_answers_are_found_by_their_role_tokens():
     record, tokenizer = packed_rows()
-    assert (answers.answering(record, tokenizer.specials) == record["mask"]).all()
+    assert (answers.answering(record, *answers.markers(tokenizer))[0] == record["mask"]).all()
     assert data.lengths(record).sum() == (record["segments"] != 0).sum()
 
 

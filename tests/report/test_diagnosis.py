@@ -147,6 +147,14 @@ def test_a_short_run_is_no_evidence():
     assert found == [] and "5 logged steps, fewer than" in diagnosis.summary(short, found)
 
 
+def test_a_short_run_that_has_recovered_is_within_its_bounds():
+    def found(values):
+        return [v.name for v in diagnosis.verdicts({"completions/clipped_ratio": (STEPS[: len(values)], values)})]
+
+    assert found([1.0, 1.0, 0.2, 0.1]) == [] and found([0.1, 0.2, 1.0, 1.0]) == found([0.9]) == ["completions/clipped_ratio"]
+    assert [v.name for v in diagnosis.verdicts({"rewards/excluded": ([1, 2], [3.0, 0.0])})] == ["rewards/excluded"]  # 0, ever
+
+
 @pytest.mark.parametrize("line", [[], [1.0], [0.0] * 30, [math.nan] * 30, [-1e30, 1e30] * 20])
 def test_no_curve_breaks_a_rule(line):
     everything = {name: (list(range(1, len(line) + 1)), line) for name in diagnosis.WATCHED}
@@ -180,6 +188,18 @@ def test_a_healthy_run_ends_with_a_line_that_says_so(tmp_path, capsys):
     assert run.finish({})["verdicts"] == []
     said = "no verdicts: all 3 watched metrics within their healthy ranges (3 logged)"
     assert said in capsys.readouterr().out and said in html.write_report(run.workdir).read_text()
+
+
+def test_rows_that_were_cut_are_a_verdict(tmp_path, capsys):
+    run = runs.open_run(tmp_path / "run", "toy", {})
+    run.log(1, {"train/loss": 1.0})
+    counts = {"examples": 200, "truncated": 11, "dropped": 0}
+    report = {"chats.jsonl": counts, "held out": counts | {"truncated": 10}, "left out of chats.jsonl": {"rows": 1, "of": 201}}
+    (run.workdir / "data_report.json").write_text(json.dumps(report))
+    (verdict,) = run.finish({})["verdicts"]
+    assert verdict["name"] == "data/truncated" and not verdict["normal"]
+    said = "chats.jsonl: 11 of 200 examples (6%) are longer than data.length and were cut: raise `data.length`"
+    assert said in capsys.readouterr().out
 
 
 def test_a_value_that_was_not_finite_is_seen(tmp_path):
