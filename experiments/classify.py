@@ -104,7 +104,7 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
     judge = jax.jit(lambda params, batch: kind(scores(params["classifier"], batch), batch))
     found, right = {}, []
 
-    def evaluate(step, params):
+    def measure(params):
         parts = map_batches(lambda p, batch: judge(p, sharding.put_batch(batch, mesh)), params, kept, config.batch_size)
         predicted, labels = parts.predicted[parts.weights], parts.labels[parts.weights]
         right[:] = (predicted == labels).tolist()
@@ -112,6 +112,9 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
         found["eval/accuracy"] = float(np.mean(right))
         _, ids = np.unique(np.stack([predicted, labels]), return_inverse=True)
         found["eval/macro_f1"] = float(classify.macro_f1(*ids.reshape(2, -1), int(ids.max()) + 1))
+
+    def evaluate(step, params):
+        measure(params)
         run.log(step, found)
 
     state = common.fit(
@@ -120,7 +123,7 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
         evaluate=evaluate, tokens_per_step=config.batch_size * config.data.length,
     )  # fmt: skip
     if not found:  # resumed behind the last step
-        evaluate(config.steps, trained_roots(state.params, frozen))
+        measure(trained_roots(state.params, frozen))
     return found, np.array(right)
 
 

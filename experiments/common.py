@@ -232,6 +232,8 @@ def fit(
             with watch.part("save"):
                 store.close()
             speed.keep_times(run, watch.take())
+    if last is not None and not last:
+        last.update(speed.logged(run, config.steps))
     faults.point("before:result")
     return state
 
@@ -302,7 +304,7 @@ def fit_lm(
         step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
         tokens_per_step=config.batch_size * config.data.length, turns=turns,
     )  # fmt: skip
-    return final
+    return final or speed.logged(run, config.steps, "eval/")
 
 
 def print_report(run: Any, what: str, report: dict) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, reading
+from experiments import common, reading, speed
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import pack, pairs
@@ -131,6 +131,7 @@ def main(config, run):
             step_fn=common.jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
             tokens_per_step=completions * config.batch_size * config.data.length,
         )  # fmt: skip
+        final = final or speed.logged(run, config.steps, "eval/")
         final |= check(run, scalars, trained_roots(state.params, frozen)["reward"], eval_columns, size, mesh)
     run.finish(final, [])
 
