@@ -19,6 +19,7 @@ from jaxllm.core.types import UserError
 from jaxllm.report import run as runs
 from jaxllm.report.console import say
 from jaxllm.report.secrets import remember
+from jaxllm.train import signals
 
 # No device is touched before prepare_jax: a mistyped setting is answered at once.
 
@@ -43,7 +44,8 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
 
     def work() -> None:
         _check_shared(argv)
-        execute(main, experiment, config, workdir, text, extra)
+        with signals.of_command(text, alone=_distributed(os.environ) is None):
+            execute(main, experiment, config, workdir, text, extra)
 
     _exit(exits.guard(work, workdir, text, debug=debug))
 
