@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import common, pretrain, reading
+from experiments import common, memory, pretrain, reading
 from jaxllm import launch
 from jaxllm.convert import hf
 from jaxllm.core import sharding
@@ -99,8 +99,10 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
     common.check_length(model, config.data.length, "config.data.length")
     common.check_batch(config, len(columns["tokens"]))
     tx, schedule = common.optimizer(config)
-    state, frozen = common.new_state({"classifier": params}, tx, mesh, trainable)
     scores = partial(pooled.scores, model)
+    loss_fn = classify.loss(scores, kind)
+    step = memory.Step(model, "classifier", trainable, loss_fn, columns, params={"classifier": params})
+    state, frozen, step_fn = memory.begin(config, step, loss_fn, tx, mesh)
     judge = jax.jit(lambda params, batch: kind(scores(params["classifier"], batch), batch))
     found, right = {}, []
 
@@ -119,8 +121,7 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
 
     state = common.fit(
         config, run, mesh=mesh, columns=columns, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
-        step_fn=common.jit_step(classify.loss(scores, kind), tx, state, config.accumulate), schedule=schedule,
-        evaluate=evaluate, tokens_per_step=config.batch_size * config.data.length,
+        step_fn=step_fn, schedule=schedule, evaluate=evaluate, tokens_per_step=config.batch_size * config.data.length,
     )  # fmt: skip
     if not found:  # resumed behind the last step
         measure(trained_roots(state.params, frozen))

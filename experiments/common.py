@@ -35,6 +35,7 @@ from jaxllm.train.watchdog import watchdog
 
 # what runs the steps; `replay` puts something else here
 LOOP: ContextVar[Callable | None] = ContextVar("loop", default=None)
+LEAST = {"steps": 0, "batch_size": 1, "accumulate": 1, "log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1}
 NEEDS = {"sft": "pretrain", "pairs": "sft", "reward": "sft", "dpo": "sft", "kto": "sft", "ppo": "sft"}
 
 
@@ -115,8 +116,11 @@ def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *
 
 
 def check_batch(config: Any, rows: int) -> None:
-    """UserErrors about batch sizes and taught bugs, before anything is trained or compiled."""
+    """UserErrors about batch sizes, other counts and taught bugs, before anything is trained or compiled."""
     teach.of(config)
+    for name, least in LEAST.items():
+        if config.get(name, least) < least:
+            raise UserError(f"config.{name}={config[name]}: give {least} or more")
     mesh = sharding.make_mesh(dict(config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
     if config.batch_size % shards:
@@ -282,11 +286,10 @@ def fit_lm(
     from experiments import auto_remat, memory  # they trace and compile steps as the functions here make them
 
     auto_remat.note(config, run)
-    step = memory.Step(model, root, trainable, loss_fn, rows, tx and tx[0])
-    memory.check(config, step, held=sum(x.nbytes for x in jax.tree.leaves(params)))
+    step = memory.Step(model, root, trainable, loss_fn, rows, tx and tx[0], {root: params})
     tx, schedule = tx or optimizer(config)
-    state, frozen = new_state({root: params}, tx, mesh, trainable)
     loss_fn = loss_fn or lm.loss(teach.at("model", model))
+    state, frozen, step_fn = memory.begin(config, step, loss_fn, tx, mesh)
     # the same draws (masking, say) at every evaluation, so that two of them can be compared
     key = jax.random.key(config.seed)
     evaluator = jax.jit(lambda params, batch: (eval_loss or loss_fn)(params, batch, key)[1])
@@ -301,8 +304,8 @@ def fit_lm(
 
     fit(
         config, run, mesh=mesh, columns=rows, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
-        step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
-        tokens_per_step=config.batch_size * config.data.length, turns=turns,
+        step_fn=step_fn, schedule=schedule, evaluate=evaluate, tokens_per_step=config.batch_size * config.data.length,
+        turns=turns,
     )  # fmt: skip
     return final or speed.logged(run, config.steps, "eval/")
 
