@@ -2,6 +2,7 @@
 
 python scripts/soak.py --kills=200 --stages=pretrain,sft,dpo,ppo,grpo --out=soak.json
 python scripts/soak.py --kills=0 --stages=pretrain                          # every point once, no random moments
+python scripts/soak.py --at=after:manifest,before:result --stages=mlm,t5    # further stages: soak_stages.py
 
 Every stage is run once without a kill. Then the same command is started, killed and started again until it ends, over and over,
 and each end must have the SHA-256 of the first (parameters, optimizer, data state), its losses, and its rows at every step. The
@@ -266,16 +267,18 @@ def survive(root: Path, stage: str, name: str, asked: Callable[[], str], moment:
     return kills, tries
 
 
-def soak(root: Path, stage: str, kills: int, seed: int) -> dict[str, Any]:
-    """Kill a stage `kills` times, at 0 once at every point; what happened."""
+def soak(root: Path, stage: str, kills: int, seed: int, at: list[str]) -> dict[str, Any]:
+    """Kill a stage `kills` times, at 0 once at every point, or once at each point of `at`; what happened."""
     draw = random.Random(f"{seed} {stage}")
     whole, begun = root / stage, time.monotonic()
-    again, usual = uninterrupted(root, stage, f"{stage}.again")  # with a warm compile cache, and R1 by the way
     trace = root / f"{stage}.trace"
-    every, expected = every_point(trace, draw), bits(whole)
+    every, expected = at or every_point(trace, draw), bits(whole)
     due = plan(trace, draw)
     done: list[Kill] = []
-    ends, tries, resumed, equal = 0, 0, 0, bits(again) == expected and said(again) == said(whole)
+    ends, tries, resumed, equal, usual = 0, 0, 0, True, 0.0
+    if not at:
+        again, usual = uninterrupted(root, stage, f"{stage}.again")  # with a warm compile cache, and R1 by the way
+        equal = bits(again) == expected and said(again) == said(whole)
     while len(done) < kills if kills else ends < ROUNDS and left(every, done):
         name = f"{stage}.{ends}"
         budget = itertools.islice(due, kills - len(done)) if kills else iter(left(every, done))
@@ -298,7 +301,7 @@ def soak(root: Path, stage: str, kills: int, seed: int) -> dict[str, Any]:
 # ---- all of them
 
 
-def drive(root: Path, stages: list[str], kills: int, seed: int, jobs: int) -> list[dict[str, Any]]:
+def drive(root: Path, stages: list[str], kills: int, seed: int, jobs: int, at: list[str]) -> list[dict[str, Any]]:
     """The stages, `jobs` at once, each in a driver of its own."""
     for stage in (s for s in NEEDS if s in stages or any(s in NEEDS[other] for other in stages)):
         print(f"{stage}: {uninterrupted(root, stage, stage)[1]:.1f} s without a kill, compilation included", flush=True)
@@ -308,7 +311,7 @@ def drive(root: Path, stages: list[str], kills: int, seed: int, jobs: int) -> li
         while waiting and len(running) < jobs:
             stage = waiting.pop(0)
             path = root / f"{stage}.json"
-            work = lambda s=stage, p=path: p.write_text(json.dumps(soak(root, s, shares[s], seed))) and None  # noqa: E731
+            work = lambda s=stage, p=path: p.write_text(json.dumps(soak(root, s, shares[s], seed, at))) and None  # noqa: E731
             running[forked(work, root / f"{stage}.driver.log")] = stage
         pid, status = os.wait()
         stage = running.pop(pid)
@@ -331,6 +334,7 @@ def row(r: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="over all stages; 0: every point once")
+    parser.add_argument("--at", default="", help="points with commas between: kill once at each of them, instead")
     parser.add_argument("--stages", default="pretrain,sft,dpo,ppo,grpo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
@@ -342,7 +346,8 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     print(" ".join(f"{name:>11}" for name in HEAD))
-    results = drive(root, given.stages.split(","), given.kills, given.seed, given.jobs)
+    at = given.at.split(",") if given.at else []
+    results = drive(root, given.stages.split(","), 0 if at else given.kills, given.seed, given.jobs, at)
     total = {
         "kills": sum(r["kills"] for r in results), "seconds": time.monotonic() - began, "stages": results,
         "phases": sorted({p for r in results for p in r["phases"]}), "equal": all(r["equal"] for r in results),
