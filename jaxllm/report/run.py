@@ -117,10 +117,8 @@ class Run:
         self._append("metrics.jsonl", line | {n: v if math.isfinite(v) else None for n, v in numbers.items()})
 
     def sample(self, step: int, prompt: str, text: str, **more: Any) -> None:
-        """Append a generated text to samples.jsonl, unless a try before this one has done so."""
-        row = {"step": int(step), "prompt": prompt, "text": text, **plain(more)}
-        if row not in read_jsonl(self.workdir / "samples.jsonl"):
-            self._append("samples.jsonl", row)
+        """Append a generated text to samples.jsonl."""
+        self._append("samples.jsonl", {"step": int(step), "prompt": prompt, "text": text, **plain(more)})
 
     def figure(self, name: str, svg: str) -> None:
         """Keep a plot as figures/<name>.svg; the report shows it."""

@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do: the loop saves first, whatever else runs ends by an exception; a second signal waits for nothing."""
+"""What SIGTERM and Ctrl-C do: the loop saves first, all else ends by an exception; a second signal waits for nothing."""
 
 from __future__ import annotations
 

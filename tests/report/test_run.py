@@ -62,14 +62,6 @@ def test_non_finite_values_are_valid_json_and_warned_about_once(run, capsys):
     assert capsys.readouterr().err.count("train/loss is nan") == 1
 
 
-def test_a_sample_stands_once(run):
-    """Samples behind the last step are drawn again when a run was stopped before its result."""
-    for _ in range(2):
-        run.sample(4, "p", "one", gold=0.5)
-    run.sample(4, "p", "two", gold=0.5)
-    assert [row["text"] for row in lines(run.workdir / "samples.jsonl")] == ["one", "two"]
-
-
 def test_samples_hold_any_text(run):
     text = "a\u2028b \ud800 <b> \x00"
     run.sample(4, "p", text, gold=np.float32(0.5))
