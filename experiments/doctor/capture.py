@@ -119,7 +119,8 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
 
         def first(params: Any, *rest: Any) -> Any:
             out = sample(params, *rest)
-            if not one.first and not inside:
+            traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(out))  # for the shapes of a rollout
+            if not (one.first or inside or traced):
                 one.first.update(params=params, record=out[1])
             return out
 
