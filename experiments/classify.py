@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import common, pretrain, reading
+from experiments import common, memory, pretrain, reading
 from jaxllm import launch
 from jaxllm.convert import hf
 from jaxllm.core import sharding
@@ -103,12 +103,14 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
     common.check_length(model, config.data.length, "config.data.length")
     common.check_batch(config, len(columns["tokens"]))
     tx, schedule = common.optimizer(config)
-    state, frozen = common.new_state({"classifier": params}, tx, mesh, trainable)
     scores = partial(pooled.scores, model)
+    loss_fn = classify.loss(scores, kind)
+    step = memory.Step(model, "classifier", trainable, loss_fn, columns, params={"classifier": params})
+    state, frozen, step_fn = memory.begin(config, step, loss_fn, tx, mesh)
     judge = jax.jit(lambda params, batch: kind(scores(params["classifier"], batch), batch))
     found, right = {}, []
 
-    def evaluate(step, params):
+    def measure(params):
         parts = map_batches(lambda p, batch: judge(p, sharding.put_batch(batch, mesh)), params, kept, config.batch_size)
         predicted, labels = parts.predicted[parts.weights], parts.labels[parts.weights]
         right[:] = (predicted == labels).tolist()
@@ -116,15 +118,17 @@ def fit(config, run, mesh, model, params, trainable, tokenizer, columns, kept, k
         found["eval/accuracy"] = float(np.mean(right))
         _, ids = np.unique(np.stack([predicted, labels]), return_inverse=True)
         found["eval/macro_f1"] = float(classify.macro_f1(*ids.reshape(2, -1), int(ids.max()) + 1))
+
+    def evaluate(step, params):
+        measure(params)
         run.log(step, found)
 
     state = common.fit(
         config, run, mesh=mesh, columns=columns, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
-        step_fn=common.jit_step(classify.loss(scores, kind), tx, state, config.accumulate), schedule=schedule,
-        evaluate=evaluate, tokens_per_step=config.batch_size * config.data.length,
+        step_fn=step_fn, schedule=schedule, evaluate=evaluate, tokens_per_step=config.batch_size * config.data.length,
     )  # fmt: skip
     if not found:  # resumed behind the last step
-        evaluate(config.steps, trained_roots(state.params, frozen))
+        measure(trained_roots(state.params, frozen))
     return found, np.array(right)
 
 

@@ -116,7 +116,7 @@ def check_sampler(config: Any, run: Any, model: Any, params: Any, record: Any, *
 
 
 def check_batch(config: Any, rows: int) -> None:
-    """UserErrors about numbers, batch sizes and taught bugs, before anything is trained or compiled."""
+    """UserErrors about batch sizes and taught bugs, before anything is trained or compiled."""
     teach.of(config)
     mesh = sharding.make_mesh(dict(config.mesh))
     shards = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate
@@ -235,6 +235,8 @@ def fit(
             with watch.part("save"):
                 store.close()
             speed.keep_times(run, watch.take())
+    if last is not None and not last:
+        last.update(speed.logged(run, config.steps))
     faults.point("before:result")
     return state
 
@@ -269,11 +271,10 @@ def fit_lm(
     from experiments import auto_remat, memory  # they trace and compile steps as the functions here make them
 
     auto_remat.note(config, run)
-    step = memory.Step(model, root, trainable, loss_fn, rows, tx and tx[0])
-    memory.check(config, step, held=sum(x.nbytes for x in jax.tree.leaves(params)))
+    step = memory.Step(model, root, trainable, loss_fn, rows, tx and tx[0], {root: params})
     tx, schedule = tx or optimizer(config)
-    state, frozen = new_state({root: params}, tx, mesh, trainable)
     loss_fn = loss_fn or lm.loss(teach.at("model", model))
+    state, frozen, step_fn = memory.begin(config, step, loss_fn, tx, mesh)
     # the same draws (masking, say) at every evaluation, so that two of them can be compared
     key = jax.random.key(config.seed)
     evaluator = jax.jit(lambda params, batch: (eval_loss or loss_fn)(params, batch, key)[1])
@@ -288,10 +289,10 @@ def fit_lm(
 
     fit(
         config, run, mesh=mesh, columns=rows, tokenizer=tokenizer, model=model, state=state, frozen=frozen,
-        step_fn=jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule,
-        evaluate=evaluate if size else None, tokens_per_step=config.batch_size * config.data.length, turns=turns,
+        step_fn=step_fn, schedule=schedule, evaluate=evaluate if size else None,
+        tokens_per_step=config.batch_size * config.data.length, turns=turns,
     )  # fmt: skip
-    return final
+    return final or speed.logged(run, config.steps, "eval/")
 
 
 def _eval_size(config: Any, run: Any, mesh: Any, rows: int) -> int:

@@ -14,7 +14,7 @@ from functools import partial
 
 import jax
 
-from experiments import common
+from experiments import common, memory
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import pack, pairs
@@ -65,11 +65,13 @@ def main(config, run):
         columns = with_reference_logps(reference, base.params["policy"], columns, config.batch_size)
         tx, schedule = common.optimizer(config)
         own = common.adapted(config, base.model, base.params["policy"], mesh, kept=False)
-        state, frozen = common.new_state({"policy": own.params}, tx, mesh, own.trainable)
+        loss_fn, params = build(own.model), {"policy": own.params}
+        step = memory.Step(own.model, "policy", own.trainable, loss_fn, columns, params=params)
+        state, frozen, step_fn = memory.begin(config, step, loss_fn, tx, mesh)
         final: dict[str, float] = {}
         common.fit(
             config, run, mesh=mesh, columns=columns, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
-            step_fn=common.jit_step(build(own.model), tx, state, config.accumulate), schedule=schedule,
+            step_fn=step_fn, schedule=schedule,
             tokens_per_step=2 * config.batch_size * columns["chosen"]["tokens"].shape[1], last=final,
             turns=base.meta.get("turns", 1), checks=(gates.start(gates.PAIRS), gates.moved()),
         )  # fmt: skip

@@ -30,6 +30,7 @@ from jaxllm.models import decoder, families, flamingo
 from jaxllm.models.decoder import DecoderConfig
 from jaxllm.report.run import at_least, at_most
 from jaxllm.train import loop
+from jaxllm.train.guard import guarded
 from jaxllm.train.step import init_state, make_train_step
 from jaxllm.worlds import images as world
 
@@ -113,7 +114,7 @@ def learn_to_see(config, run, model, vision):
     columns = {n: getattr(pictures, n).astype(np.int32) for n in ("shape", "colour", "ground")}
     columns |= {"pixels": pictures.pixels.astype(np.int32), "place": np.unique(places, return_inverse=True)[1].astype(np.int32)}
     loader = make_loader(columns, v.batch_size, config.seed)
-    tx = optax.adam(optax.cosine_decay_schedule(v.lr, max(1, v.steps)))
+    tx = guarded(optax.adam(optax.cosine_decay_schedule(v.lr, max(1, v.steps))), sigma=config.spike_sigma)
     state, frozen = init_state({"vision": vision, "classifiers": jnp.zeros((c.d_vision, sum(SEEN.values())))}, tx)
     step = jax.jit(make_train_step(partial(see_loss, c), tx), donate_argnums=0)
     losses = []
@@ -159,6 +160,8 @@ def measure(config, run, model, params, tokenizer, pictures, questions, trained)
     texts["majority"] = [common_answer.get(kind, "") for kind, _, _ in questions]
     hits = {name: np.array([t == a for t, (_, _, a) in zip(found, questions, strict=True)]) for name, found in texts.items()}
     kinds = np.array([kind for kind, _, _ in questions])
+    if run.writes:  # those of a try that was stopped here
+        run.path("samples.jsonl").unlink(missing_ok=True)
     for i in range(min(10, len(questions))):
         _, question, answer = questions[i]
         run.sample(config.steps, f"[picture {i + 1}] {question}", texts["image"][i], answer=answer, other=texts["other"][i])

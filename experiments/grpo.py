@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, completions, verifiable
+from experiments import common, completions, memory, verifiable
 from jaxllm import launch
 from jaxllm.core.ops import model_logps
 from jaxllm.core.types import Mean, UserError, mean_of
@@ -193,6 +193,24 @@ def make_prepare(config, model, longest, transform, whole, take):
     return prepare
 
 
+def step_of(config, own, loss_fn, sample, prompts, longest):
+    """What an update trains, and on which shapes: those of a rollout, which nothing is drawn for."""
+    first = common.take({k: prompts[k] for k in ("tokens", "lengths")}, slice(0, config.groups or config.batch_size))
+    samples, record = jax.eval_shape(sample, own.reference, first, jax.random.key(0), 0)
+    n = len(first["lengths"]) * config.group
+    rewards = {k: jax.ShapeDtypeStruct((n,), t) for k, t in (("values", "float32"), ("valid", bool), ("greedy", "float32"))}
+    params, frozen = {"policy": own.params}, {"reference": own.reference}
+    prepare = make_prepare(config, own.model, longest, nucleus(config.top_p), lambda p: p, dict)
+    columns, _ = jax.eval_shape(prepare, params, frozen, {"samples": samples, "record": record}, rewards)
+    return memory.Step(own.model, "policy", own.trainable, loss_fn, columns, None, params, frozen, rows_of)
+
+
+def rows_of(config):
+    """Rows of an update; UserError where the settings do not fit together."""
+    check(config)
+    return (config.groups or config.batch_size) * config.group // config.minibatches
+
+
 def check_first(config, run, base, sample, prompts):
     """The gate on the sampler, on the first prompts as a rollout has them."""
     first = common.take({k: prompts[k] for k in ("tokens", "lengths")}, np.arange(config.batch_size))
@@ -245,19 +263,17 @@ def objective(config, model):
     )  # fmt: skip
 
 
-def make_step(config, base, own, tx, state, functions, longest):
+def make_step(config, own, update, functions, longest):
     """The online step of the config's algorithm; functions: (sample, greedy, score, run, policy_of, whole)."""
     sample, greedy, score, run, policy_of, whole = functions
-    transform, loss_fn = nucleus(config.top_p), objective(config, own.model)
     reward, take = make_reward(run, score)
     informative = jax.jit(lambda r: policy.keep_informative(r["values"], config.group, r["valid"]))
     parts = config.batch_size // (config.groups or config.batch_size)
     collect = partial(until_informative, informative=informative, parts=parts) if config.groups else None
     return make_online_step(
         make_rollout(config, sample, greedy if config.advantage == "remax" else None, policy_of), reward,
-        make_prepare(config, own.model, longest, transform, whole, take),
-        common.jit_step(loss_fn, tx, state, config.accumulate), epochs=config.epochs, minibatches=config.minibatches,
-        collect=collect,
+        make_prepare(config, own.model, longest, nucleus(config.top_p), whole, take), update,
+        epochs=config.epochs, minibatches=config.minibatches, collect=collect,
     )  # fmt: skip
 
 
@@ -280,17 +296,19 @@ def main(config, run):
         greedy = draw(temperature=0.0)
         own = common.adapted(config, base.model, base.params["policy"], mesh)
         tx, _ = common.optimizer(config, config.steps * config.epochs * config.minibatches)
-        state, frozen = common.new_state({"policy": own.params}, tx, mesh, own.trainable)
+        options = {"temperature": config.temperature, "top_p": config.top_p}
+        sample = draw(mesh=mesh, group=config.group, slots=config.slots, **options)
+        loss_fn = objective(config, own.model)
+        step = step_of(config, own, loss_fn, sample, prompts, new)
+        state, frozen, update = memory.begin(config, step, loss_fn, tx, mesh)
         whole = partial(trained_roots, frozen=frozen)
         policy_of = lambda params: own.merge(whole(params)["policy"])  # noqa: E731
 
         def score_rows(samples, rows):
             return score([train.rows[i] for i in rows], *verifiable.decode(base.tokenizer, samples))
 
-        options = {"temperature": config.temperature, "top_p": config.top_p}
-        sample = draw(mesh=mesh, group=config.group, slots=config.slots, **options)
         check_first(config, run, base, sample, prompts)
-        step_fn = make_step(config, base, own, tx, state, (sample, greedy, score_rows, run, policy_of, whole), new)
+        step_fn = make_step(config, own, update, (sample, greedy, score_rows, run, policy_of, whole), new)
         final: dict[str, float] = {}
         evaluate = make_evaluate(run, greedy, held_out, eval_prompts, base.tokenizer, score, own.merge, final)
         common.fit(

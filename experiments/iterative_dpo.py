@@ -82,6 +82,7 @@ def run_rounds(config, run, judge_of, sample_of=feedback.make_sample, prepare=la
     sample_of(config, base, tasks, prompts, new) -> sample(policy, round); prepare(run to start from) -> the one to use.
     """
     verifiable.one_process()
+    run.truncate(0)  # rounds are made again, or found finished, and logged again
     tasks, held_out = feedback.tasks_of(config, run)
     start = prepare(verifiable.start_of(config, run, tasks))
     base = launch.load(start, default="sft")

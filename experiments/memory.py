@@ -1,4 +1,6 @@
-"""Not enough memory, said before anything is allocated or compiled: what a train step must hold at least, and what would fit.
+"""Not enough memory, said before an optimizer is allocated or a step compiled: what it must hold at least, and what would fit.
+
+Every stage asks through `begin`, which makes its state and its step; pretraining asks before it reads any text too.
 
 The count is of the real step, traced and not compiled: parameters, optimizer, gradients, and what the backward pass keeps. XLA
 needs more than that (a layer that is computed again, the vocabulary's chunk), so a config that is refused does not fit.
@@ -10,6 +12,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +23,7 @@ from jaxllm.core import sharding, spec, tree
 from jaxllm.core.types import Model, UserError
 from jaxllm.losses import lm
 from jaxllm.models import families
-from jaxllm.train import fit_memory, moments
+from jaxllm.train import fit_memory, moments, processes
 from jaxllm.train.step import split_trainable
 
 SPARE = 1.1  # what is offered as a fix must fit with this much room
@@ -40,7 +43,11 @@ class Need(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is trained: a model under a root, which of its leaves, by a loss (None: next tokens), on rows of these columns."""
+    """What is trained: a model under a root, which of its leaves, by a loss (None: next tokens), on rows of these columns.
+
+    tx: the optimizer, where it is none of config.optim; params: all roots as arrays, where they are there; beside: what else lies
+    on the devices (a reference, a judge); rows: how many of the columns' rows an update reads (None: config.batch_size).
+    """
 
     model: Model
     root: str = "policy"
@@ -48,18 +55,31 @@ class Step(NamedTuple):
     loss_fn: Any = None
     columns: Any = None
     tx: Any = None
+    params: Any = None
+    beside: Any = ()
+    rows: Callable[[Any], int] | None = None
 
 
 def gib(size: float) -> str:
     return f"{size / fit_memory.GIB:.3g}"
 
 
-def check(config: Any, step: Step, held: float = 0.0) -> None:
-    """UserError with the sizes and with settings that fit, when the step cannot. held: bytes of parameters that are there."""
+def begin(config: Any, step: Step, loss_fn: Any, tx: Any, mesh: Any) -> tuple[Any, Any, Callable]:
+    """(state, frozen, the compiled step of loss_fn) of a stage whose step.params are there. What takes the room comes behind
+    the check: the optimizer's state, and what the step itself holds."""
+    trained = {id(x) for x in jax.tree.leaves(step.params)}  # adapters' reference is their own base
+    check(config, step._replace(beside=[x for x in jax.tree.leaves(step.beside) if id(x) not in trained]))
+    state, frozen = common.new_state(step.params, tx, mesh, step.trainable)
+    return state, frozen, common.jit_step(loss_fn, tx, state, config.accumulate)
+
+
+def check(config: Any, step: Step) -> None:
+    """UserError with the sizes and with settings that fit, when the step cannot."""
     if not config.gates:
         return
     mesh = sharding.make_mesh(dict(config.mesh))
-    room = room_of(mesh, held)
+    held = sum(x.nbytes for x in jax.tree.leaves((step.params, step.beside)))
+    room = processes.from_first(lambda: room_of(mesh, held))  # hosts differ by a little, and all must answer alike
     if room is None or sum(need := needed(config, step)) <= room:
         return
     where = f"each of {mesh.size} x {mesh.devices.flat[0].device_kind}" if mesh.size > 1 else mesh.devices.flat[0].device_kind
@@ -84,14 +104,24 @@ def needed(config: Any, step: Step) -> Need:
     """The bytes a device of a step of the config, from a trace of it."""
     with common.open_mesh(config) as mesh:
         everywhere = NamedSharding(mesh, PartitionSpec())
-        params = {step.root: spec.abstract(step.model.specs, spec.shardings(step.model.specs, mesh, sharding.current_rules()))}
+        place = partial(_place, everywhere)
+        params, beside = jax.tree.map(place, step.params), jax.tree.map(place, step.beside)
+        if params is None:
+            where = spec.shardings(step.model.specs, mesh, sharding.current_rules())
+            params = {step.root: spec.abstract(step.model.specs, where)}
         chosen, frozen = split_trainable(params, step.trainable)
         tx = step.tx or common.optimizer(config)[0]
         state = moments.abstract(tx, chosen, everywhere)
         kept = _kept(step.loss_fn or lm.loss(step.model), chosen, frozen, _batch(config, step))
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
     activations = max(0.0, kept - whole) / mesh.size
-    return Need(_on_device(params), _on_device(state), _on_device(chosen), activations)
+    return Need(_on_device((params, beside)), _on_device(state), _on_device(chosen), activations)
+
+
+def _place(everywhere: NamedSharding, x: Any) -> jax.ShapeDtypeStruct:
+    """An array as its shape, where `common.new_state` leaves it."""
+    where = x.sharding if isinstance(x.sharding, NamedSharding) else everywhere
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
 def _kept(loss_fn: Callable, chosen: Any, frozen: Any, batch: Any) -> float:
@@ -106,12 +136,17 @@ def _kept(loss_fn: Callable, chosen: Any, frozen: Any, batch: Any) -> float:
 
 def _batch(config: Any, step: Step) -> Any:
     """The shapes of one micro-batch."""
-    rows = config.batch_size // config.accumulate
+    rows = rows_of(config, step) // config.accumulate
     if step.columns is not None:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), step.columns)
     shape = (rows, config.data.length)
     ids = {name: jax.ShapeDtypeStruct(shape, "int32") for name in ("tokens", "targets", "segments")}
     return ids | {"mask": jax.ShapeDtypeStruct(shape, bool)}
+
+
+def rows_of(config: Any, step: Step) -> int:
+    """Rows of an update."""
+    return config.batch_size if step.rows is None else step.rows(config)
 
 
 def _on_device(tree_: Any) -> float:
@@ -139,7 +174,7 @@ def fixes(config: Any, step: Step, room: float) -> list[tuple[str, float]]:
 def changes(config: Any, step: Step) -> Iterator[tuple[str, list[Any]]]:
     """(setting, values to try, the mildest first)."""
     shards = config.mesh.data * config.mesh.fsdp
-    rows = config.batch_size // shards
+    rows = rows_of(config, step) // shards
     yield "accumulate", [a for a in range(config.accumulate + 1, rows + 1) if rows % a == 0]
     if "model" in config and "remat" in config.model and step.loss_fn is None and step.model.config.remat != "full":
         yield "model.remat", ["full"]

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, completions, pretrain
+from experiments import common, completions, memory, pretrain
 from jaxllm import launch
 from jaxllm.core import tree
 from jaxllm.core.ops import model_logps
@@ -116,6 +116,23 @@ def make_prepare(config, model, scalars, whole):
     return lambda params, *rest: prepare(whole(params), *rest)
 
 
+def step_of(config, own, loss_fn, scalars, sample, prompts, params, frozen):
+    """What an update trains, and on which shapes: those of a rollout, which nothing is drawn for."""
+    first = common.take(prompts, slice(0, config.batch_size))
+    given = {k: first[k] for k in ("tokens", "lengths")}
+    samples = *jax.eval_shape(sample, frozen["reference"], given, jax.random.key(0), 0), first.get("ptx", {})
+    known = {**frozen, "memory": policy.AdaptiveKL(jnp.float32(config.kl_coef))}
+    scores = jax.ShapeDtypeStruct((config.batch_size,), "float32")
+    columns, _ = jax.eval_shape(make_prepare(config, own.model, scalars, lambda p: p), params, known, samples, scores)
+    return memory.Step(own.model, "policy", f"{own.trainable}|^value/", loss_fn, columns, None, params, frozen, rows_of)
+
+
+def rows_of(config):
+    """Rows of an update; UserError where the settings do not fit together."""
+    check(config)
+    return config.batch_size // config.minibatches
+
+
 def make_reward(config, scalars):
     """reward(frozen, samples) -> scores [b], standardised, less missing_eos_penalty where no end token was drawn."""
 
@@ -154,9 +171,8 @@ def objective(config, model, scalars):
     return policy.with_ptx(loss_fn, model, ptx_coef=config.ptx_coef) if config.ptx_coef else loss_fn
 
 
-def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
+def make_step(config, model, scalars, sample, policy_of, update, whole):
     """The online step: rollouts with the policy's merged weights, updates of `model`."""
-    loss_fn = objective(config, model, scalars)
 
     def rollout(params, prompts, key):
         given = {k: prompts[k] for k in ("tokens", "lengths")}
@@ -166,8 +182,8 @@ def make_step(config, model, scalars, sample, policy_of, tx, state, whole):
         return policy.adapt(controller, metrics["objective/kl"].value(), target=config.kl_target)
 
     return make_online_step(
-        rollout, make_reward(config, scalars), make_prepare(config, model, scalars, whole),
-        common.jit_step(loss_fn, tx, state, config.accumulate), epochs=config.epochs, minibatches=config.minibatches,
+        rollout, make_reward(config, scalars), make_prepare(config, model, scalars, whole), update,
+        epochs=config.epochs, minibatches=config.minibatches,
         observe=follow if config.kl_target else lambda controller, metrics: controller,
     )  # fmt: skip
 
@@ -198,15 +214,18 @@ def main(config, run):
         tx = remembering(tx, policy.AdaptiveKL(jnp.float32(config.kl_coef)))
         # a copy: the update donates its parameters, and the judge's are also frozen
         value = jax.tree.map(jnp.copy, judge_params)
-        state, kept = common.new_state({"policy": own.params, "value": value}, tx, mesh, f"{own.trainable}|^value/")
+        loss_fn, params = objective(config, own.model, scalars), {"policy": own.params, "value": value}
+        judges = {"reference": own.reference, "reward": judge_params, "scale": scale}
+        step = step_of(config, own, loss_fn, scalars, sample, prompts, params, judges)
+        state, kept, update = memory.begin(config, step, loss_fn, tx, mesh)
         whole = lambda params: tree.merge(params, kept)  # noqa: E731
         policy_of = lambda params: own.merge(whole(params)["policy"])  # noqa: E731
         final: dict[str, float] = {}
         _, schedule = common.optimizer(config)
         common.fit(
             config, run, mesh=mesh, columns=prompts, tokenizer=base.tokenizer, model=base.model, state=state,
-            frozen=kept | {"reference": own.reference, "reward": judge_params, "scale": scale},
-            step_fn=make_step(config, own.model, scalars, sample, policy_of, tx, state, whole), schedule=schedule,
+            frozen=kept | judges, schedule=schedule,
+            step_fn=make_step(config, own.model, scalars, sample, policy_of, update, whole),
             tokens_per_step=config.batch_size * config.max_new_tokens, last=final, turns=base.meta.get("turns", 1),
             checks=(gates.start(), gates.moved()),
         )  # fmt: skip

@@ -115,6 +115,7 @@ def make_evaluate(config, base, tasks, prompts, new, score):
 def main(config, run):
     check(config)
     verifiable.one_process()
+    run.truncate(0)  # rounds are made again, or found finished, and logged again
     tasks, held_out = verifiable.split_tasks(config, run, config.prompts, EVALUATED)
     functions, weights = verifiable.parse_rewards(config.rewards, tasks)
     score = partial(verifiable.score_texts, functions, weights)

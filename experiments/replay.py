@@ -93,7 +93,8 @@ def main(batch: str) -> None:
     about = read_json(where / ABOUT)
     with np.load(where / BATCH, allow_pickle=False) as columns:
         kept = tree.unflatten(dict(columns))
-    contextvars.copy_context().run(_again, common.LOOP, where, about, kept)
+    with runs.lock(where.absolute().parents[1]):  # a run that goes on there has saves that must not be taken for leftovers
+        contextvars.copy_context().run(_again, common.LOOP, where, about, kept)
 
 
 def _again(loop: contextvars.ContextVar, where: Path, about: dict, kept: dict) -> None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import common, reading
+from experiments import common, memory, reading, speed
 from jaxllm import launch
 from jaxllm.core.types import UserError
 from jaxllm.data import pack, pairs
@@ -117,8 +117,9 @@ def main(config, run):
         own = common.adapted(config, model, begun, mesh, root="reward", kept=False)
         scalars = partial(heads.scalars, own.model)
         tx, schedule = common.optimizer(config)
-        state, frozen = common.new_state({"reward": own.params}, tx, mesh, own.trainable)
-        loss_fn = loss_of(config, scalars, columns)
+        loss_fn, params = loss_of(config, scalars, columns), {"reward": own.params}
+        step = memory.Step(own.model, "reward", own.trainable, loss_fn, columns, params=params)
+        state, frozen, step_fn = memory.begin(config, step, loss_fn, tx, mesh)
         evaluator = jax.jit(lambda params, batch: loss_fn(params, batch, None)[1])
         size = min(config.batch_size, len(held_out) // 2 * 2)
         final: dict[str, float] = {}
@@ -131,9 +132,10 @@ def main(config, run):
         completions = columns["valid"].shape[1] if "valid" in columns else 2
         state = common.fit(
             config, run, mesh=mesh, columns=columns, tokenizer=base.tokenizer, model=base.model, state=state, frozen=frozen,
-            step_fn=common.jit_step(loss_fn, tx, state, config.accumulate), schedule=schedule, evaluate=evaluate,
+            step_fn=step_fn, schedule=schedule, evaluate=evaluate,
             tokens_per_step=completions * config.batch_size * config.data.length,
         )  # fmt: skip
+        final = final or speed.logged(run, config.steps, "eval/")
         final |= check(run, scalars, trained_roots(state.params, frozen)["reward"], eval_columns, size, mesh)
     run.finish(final, [])
 

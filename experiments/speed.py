@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxllm.report.files import dump, read_jsonl, write_atomic
 from jaxllm.train import chips, faults, profile
 from jaxllm.train.compiled import programs
 
+TIMED = ("time/", "perf/")
 # columns whose every token is trained on once
 SIDES = {"tokens": lambda c: [c], "chosen": lambda c: [c["chosen"], c["rejected"]]}
 
@@ -77,13 +79,23 @@ def logger(
     def log(step: int, values: dict[str, float]) -> None:
         named = {k if "/" in k else f"train/{k}": v for k, v in rates(step, values).items()}
         if last is not None:
-            last.update({k: v for k, v in named.items() if not k.startswith(("time/", "perf/"))})
+            last.update({k: v for k, v in named.items() if not k.startswith(TIMED)})
         faults.point("before:log")
         run.log(step, {**named, "train/lr": float(schedule(step - 1))})
         faults.point("after:log")
         line.update(step, values.get("loss", 0.0), tokens)
 
     return log
+
+
+def logged(run: Any, step: int, of: str = "") -> dict[str, float]:
+    """What was logged of a step, as `logger` and evaluations had it, nan for what was not finite; {} where nothing was.
+
+    The result of a run that was stopped behind its last step: started again it takes none, and measures nothing.
+    """
+    rows = [row for row in read_jsonl(run.workdir / "metrics.jsonl") if row["step"] == step]
+    values = {name: math.nan if x is None else x for row in rows for name, x in row.items() if name.startswith(of)}
+    return {name: x for name, x in values.items() if "/" in name and name != "train/lr" and not name.startswith(TIMED)}
 
 
 def show_sharding(run: Any, mesh: Any, model: Any, state: Any, frozen: Any) -> None:

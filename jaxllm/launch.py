@@ -22,6 +22,7 @@ from jaxllm.report import run as runs
 from jaxllm.report.console import say, unread
 from jaxllm.report.resume import check_resume
 from jaxllm.report.secrets import remember
+from jaxllm.train import signals
 
 # whether checkpoints whose weights have another dtype are converted: --cast
 CAST: ContextVar[bool] = ContextVar("cast", default=False)
@@ -47,7 +48,8 @@ def run(main: Callable, experiment: str, *, flags: Mapping[str, Any] | None = No
 
     def work() -> None:
         _check_shared(argv)
-        execute(main, experiment, command.config, command.workdir, command.text, command.extra, allow=command.allow)
+        with signals.of_command(command.text, alone=_distributed(os.environ) is None):
+            execute(main, experiment, command.config, command.workdir, command.text, command.extra, allow=command.allow)
 
     _exit(exits.guard(work, command.workdir, command.text, debug=command.debug))
 

@@ -2,6 +2,7 @@
 
 python scripts/soak.py --kills=200 --stages=pretrain,sft,dpo,ppo,grpo --out=soak.json
 python scripts/soak.py --kills=0 --stages=pretrain                          # every point once, no random moments
+python scripts/soak.py --at=after:manifest,before:result --stages=mlm,t5    # further stages: soak_stages.py
 
 Every stage is run once without a kill. Then the same command is started, killed and started again until it ends, over and over,
 and each end must have the SHA-256 of the first (parameters, optimizer, data state), its losses, and its rows at every step. The
@@ -34,19 +35,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
+from soak_stages import NEEDS, settings  # noqa: E402
 
 from experiments import common  # noqa: E402
 from jaxllm import exits, launch  # noqa: E402
 from jaxllm.train import faults  # noqa: E402
 from jaxllm.train.checkpoint import digest  # noqa: E402
 
-SENTENCES = ("the cat sat on the mat", "a dog ran over the hill", "rain fell on the old town", "she read a book at night")
-SHARED = {"steps": 30, "batch_size": 8, "save_every": 2, "eval_every": 5, "log_every": 1, "save_seconds": 2.0, "gates": False}
-SIZE = {
-    "tokenizer": "byte", "data.length": 32, "model.d_model": 16, "model.n_heads": 2, "model.d_ff": 32, "model.n_layers": 1,
-    "model.max_length": 96, "data.held_out": 0.1,
-}  # fmt: skip
-ONLINE = {"max_prompt": 20, "max_new_tokens": 6, "steps": 12}
 SECONDS = 300  # for one try at most
 ROUNDS = 4  # run directories for every point to be met in
 RANDOM, NEVER = "random", "never"
@@ -60,57 +55,28 @@ class Kill(NamedTuple):
     lost: float  # seconds of training behind the last verified checkpoint
 
 
-# ---- what is run
+# ---- what is read
 
 
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def settings(root: Path, stage: str) -> dict[str, Any]:
-    """The overrides of a tiny run of a stage; its data is written here, and what it starts from is in `root`."""
-    data = root / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    words = [s.split() for s in SENTENCES]
-    rows = [(f"say {w[i % 5]} {i}", w[(i + 1) % 5], w[(i + 2) % 5] + " no") for i in range(40) for w in words[i % 4 : i % 4 + 1]]
-    start = {**SHARED, "init": str(root / "sft")}
-    prompts = write(data / "prompts.jsonl", [{"prompt": p, "answer": c} for p, c, _ in rows])
-    pairs = write(data / "pairs.jsonl", [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows])
-    texts = write(data / "text.jsonl", [{"text": f"{i} {SENTENCES[i % 4]}"} for i in range(60)])
-    chats = write(data / "chat.jsonl", [{"prompt": p, "completion": c} for p, c, _ in rows])
-    return {
-        "pretrain": {**SHARED, **SIZE, "data.path": texts},
-        "sft": {**SHARED, "init": str(root / "pretrain"), "data.path": chats, "data.length": 32, "data.held_out": 0.2},
-        "reward": {**start, "data.path": pairs, "data.length": 32},
-        "dpo": {**start, "data.path": pairs, "data.length": 32},
-        "ppo": {**start, **ONLINE, "reward_model": str(root / "reward"), "data.path": prompts, "kl_target": 2.0},
-        "grpo": {
-            **start, "batch_size": 4, "group": 2, "rewards": "length:3 + repetition", "data.path": prompts,
-            "max_new_tokens": 6, "steps": 12,
-        },
-    }[stage]  # fmt: skip
-
-
-# what a stage starts from, in the order in which they can be made
-NEEDS = {
-    "pretrain": (), "sft": ("pretrain",), "reward": ("pretrain", "sft"), "dpo": ("pretrain", "sft"),
-    "ppo": ("pretrain", "sft", "reward"), "grpo": ("pretrain", "sft"),
-}  # fmt: skip
+def leaves(columns: Any) -> list[np.ndarray]:
+    """The columns without floats: those are computed (log-probabilities of a reference)."""
+    found = [x for _, side in sorted(columns.items()) for x in (leaves(side) if isinstance(side, dict) else [np.asarray(side)])]
+    return [x for x in found if x.dtype.kind != "f"]
 
 
 def recording(path: Path) -> Callable:
-    """make_loader whose batches are noted, a line for each: [step, [a number for every row]]."""
+    """make_loader whose batches are noted, a line for each: [the data's fingerprint, step, [a number for every row]]."""
     make = common.make_loader
 
     def made(columns: Any, *args: Any, **options: Any) -> Any:
         loader = make(columns, *args, **options)
+        data = loader.state(0)["fingerprint"]
 
         def batch(step: int) -> Any:
             found = loader.batch(step)
-            tokens = found["tokens"] if "tokens" in found else found["chosen"]["tokens"]
+            rows = [zlib.crc32(b"".join(np.asarray(x).tobytes() for x in row)) for row in zip(*leaves(found), strict=True)]
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps([step, [zlib.crc32(np.ascontiguousarray(row)) for row in tokens]]) + "\n")
+                file.write(json.dumps([data, step, rows]) + "\n")
             return found
 
         return type(loader)(loader.size, batch, loader.state)
@@ -173,11 +139,11 @@ def finished(pid: int, what: str, log: Path) -> None:
 
 
 def bits(workdir: Path) -> str:
-    """The digest of a run, taken by a child: this process must not touch a device."""
+    """The digests of a run and of its own stages, taken by a child: this process must not touch a device."""
     told, log = workdir / "digest.txt", workdir / "digest.log"
 
     def work() -> None:
-        told.write_text(digest(workdir))
+        told.write_text("".join(digest(found.parent) for found in sorted(workdir.rglob("checkpoints"))))
 
     finished(forked(work, log), f"the digest of {workdir}", log)
     return told.read_text()
@@ -197,26 +163,42 @@ def lost(passed: list[tuple[float, str]], when: float) -> float:
     return max(0.0, when - max(safe)) if safe else 0.0
 
 
-def losses(workdir: Path) -> list[tuple[int, float]]:
-    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+def said(workdir: Path) -> list:
+    """What a run and its own stages have written down, without times and speeds: the lines of metrics.jsonl, and results."""
+    timed = ("t", "time/", "perf/")
+
+    def plain(row: dict) -> dict:
+        return {name: x for name, x in row.items() if not (name == timed[0] or name.startswith(timed[1:]))}
+
+    files = sorted([*workdir.rglob("metrics.jsonl"), *workdir.rglob("result.json")])
+    rows = [(f, map(json.loads, f.read_text().splitlines()) if f.suffix == ".jsonl" else [result(f)]) for f in files]
+    return [(str(f.relative_to(workdir)), [plain(row) for row in found]) for f, found in rows]
 
 
-def read(path: Path) -> dict[int, list[int]]:
-    """{step: its rows}; a step that was read again must have been the same."""
-    found: dict[int, list[int]] = {}
+def result(file: Path) -> dict:
+    found = json.loads(file.read_text())
+    return found["metrics"] | {"claims": found["claims"]}
+
+
+def read(path: Path) -> dict[tuple[str, int], list[int]]:
+    """{(data, step): its rows}; a step that was read again must have been the same."""
+    found: dict[tuple[str, int], list[int]] = {}
     for line in path.read_text().splitlines():
         try:
-            step, rows = json.loads(line)
+            data, step, rows = json.loads(line)
         except ValueError:  # torn by a kill
             continue
-        if found.setdefault(step, rows) != rows:
+        if found.setdefault((data, step), rows) != rows:
             raise SystemExit(f"{path}: step {step} read other rows than before")
     return found
 
 
-def once_an_epoch(rows: dict[int, list[int]]) -> bool:
-    """Whether every row comes once before any comes again. Equal rows of the data count as one another."""
+def once_an_epoch(rows: dict[tuple[str, int], list[int]]) -> bool:
+    """Whether every row of each data comes once before any comes again. Equal rows count as one another."""
+    return all(_once({step: found for (data, step), found in rows.items() if data == of}) for of in {data for data, _ in rows})
+
+
+def _once(rows: dict[int, list[int]]) -> bool:
     order = [row for step in sorted(rows) for row in rows[step]]
     kinds = len(set(order))
     return sorted(rows) == list(range(len(rows))) and len(set(order[:kinds])) == kinds
@@ -285,23 +267,25 @@ def survive(root: Path, stage: str, name: str, asked: Callable[[], str], moment:
     return kills, tries
 
 
-def soak(root: Path, stage: str, kills: int, seed: int) -> dict[str, Any]:
-    """Kill a stage `kills` times, at 0 once at every point; what happened."""
+def soak(root: Path, stage: str, kills: int, seed: int, at: list[str]) -> dict[str, Any]:
+    """Kill a stage `kills` times, at 0 once at every point, or once at each point of `at`; what happened."""
     draw = random.Random(f"{seed} {stage}")
     whole, begun = root / stage, time.monotonic()
-    again, usual = uninterrupted(root, stage, f"{stage}.again")  # with a warm compile cache, and R1 by the way
     trace = root / f"{stage}.trace"
-    every, expected = every_point(trace, draw), bits(whole)
+    every, expected = at or every_point(trace, draw), bits(whole)
     due = plan(trace, draw)
     done: list[Kill] = []
-    ends, tries, resumed, equal = 0, 0, 0, bits(again) == expected and losses(again) == losses(whole)
+    ends, tries, resumed, equal, usual = 0, 0, 0, True, 0.0
+    if not at:
+        again, usual = uninterrupted(root, stage, f"{stage}.again")  # with a warm compile cache, and R1 by the way
+        equal = bits(again) == expected and said(again) == said(whole)
     while len(done) < kills if kills else ends < ROUNDS and left(every, done):
         name = f"{stage}.{ends}"
         budget = itertools.islice(due, kills - len(done)) if kills else iter(left(every, done))
         found, number = survive(root, stage, name, lambda b=budget: next(b, NEVER), lambda: draw.uniform(0, usual))
         done, tries, ends = done + found, tries + number, ends + 1
         resumed += (root / f"{name}.log").read_text().count("resumed at step")
-        same = bits(root / name) == expected and losses(root / name) == losses(whole)
+        same = bits(root / name) == expected and said(root / name) == said(whole)
         rows = read(root / f"{name}.rows")
         equal = equal and same and rows == read(root / f"{stage}.rows") and once_an_epoch(rows)
         if equal:
@@ -317,7 +301,7 @@ def soak(root: Path, stage: str, kills: int, seed: int) -> dict[str, Any]:
 # ---- all of them
 
 
-def drive(root: Path, stages: list[str], kills: int, seed: int, jobs: int) -> list[dict[str, Any]]:
+def drive(root: Path, stages: list[str], kills: int, seed: int, jobs: int, at: list[str]) -> list[dict[str, Any]]:
     """The stages, `jobs` at once, each in a driver of its own."""
     for stage in (s for s in NEEDS if s in stages or any(s in NEEDS[other] for other in stages)):
         print(f"{stage}: {uninterrupted(root, stage, stage)[1]:.1f} s without a kill, compilation included", flush=True)
@@ -327,7 +311,7 @@ def drive(root: Path, stages: list[str], kills: int, seed: int, jobs: int) -> li
         while waiting and len(running) < jobs:
             stage = waiting.pop(0)
             path = root / f"{stage}.json"
-            work = lambda s=stage, p=path: p.write_text(json.dumps(soak(root, s, shares[s], seed))) and None  # noqa: E731
+            work = lambda s=stage, p=path: p.write_text(json.dumps(soak(root, s, shares[s], seed, at))) and None  # noqa: E731
             running[forked(work, root / f"{stage}.driver.log")] = stage
         pid, status = os.wait()
         stage = running.pop(pid)
@@ -350,6 +334,7 @@ def row(r: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="over all stages; 0: every point once")
+    parser.add_argument("--at", default="", help="points with commas between: kill once at each of them, instead")
     parser.add_argument("--stages", default="pretrain,sft,dpo,ppo,grpo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
@@ -361,7 +346,8 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     print(" ".join(f"{name:>11}" for name in HEAD))
-    results = drive(root, given.stages.split(","), given.kills, given.seed, given.jobs)
+    at = given.at.split(",") if given.at else []
+    results = drive(root, given.stages.split(","), 0 if at else given.kills, given.seed, given.jobs, at)
     total = {
         "kills": sum(r["kills"] for r in results), "seconds": time.monotonic() - began, "stages": results,
         "phases": sorted({p for r in results for p in r["phases"]}), "equal": all(r["equal"] for r in results),

@@ -91,6 +91,27 @@ def test_killed_at_every_point_a_run_ends_with_the_same_bits(stage, tmp_path):
     assert found["equal"] and len(found["phases"]) >= len(expected) - 1 >= 5 and found["resumed"] >= 5
 
 
+FURTHER = (
+    "reward", "kto", "mlm", "classify", "moe", "t5", "lstm", "imagegpt", "flamingo", "iterative_dpo", "rejection_sampling",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory):
+    """{stage: what scripts/soak.py found}: killed behind a checkpoint, and again when all was trained and nothing said."""
+    out = tmp_path_factory.mktemp("further") / "out.json"
+    command = [sys.executable, "scripts/soak.py", "--at=after:manifest,before:result", f"--stages={','.join(FURTHER)}"]
+    done = subprocess.run([*command, f"--out={out}"], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert out.exists(), done.stdout + done.stderr
+    return {found["stage"]: found for found in json.loads(out.read_text())["stages"]}
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("stage", FURTHER)
+def test_killed_twice_every_other_stage_ends_with_the_same_bits_and_result(stage, further):
+    assert further[stage]["equal"] and further[stage]["kills"] == 2 and further[stage]["tries"] >= 3
+
+
 def pretrain(workdir, text, **more):
     words = [f"--config.{k.replace('__', '.')}={v}" for k, v in {**SMALL, "data.path": text, **more}.items()]
     return [sys.executable, "-m", "experiments.pretrain", f"--workdir={workdir}", *words]
@@ -131,6 +152,32 @@ def test_killed_in_its_first_save_it_says_so_and_begins_again(text, whole, tmp_p
     assert done.returncode == 0 and "first checkpoint was not complete" in done.stderr
     assert not list((workdir / "checkpoints").glob("*tmp*")) and digest(workdir) == digest(whole)
     assert pair.metric(workdir) == pair.metric(whole)
+
+
+def passed(process, trace, name, seconds=200):
+    """Wait until a process passes a point."""
+    deadline = time.monotonic() + seconds
+    while not (trace.exists() and f" {name}\n" in trace.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, name
+        time.sleep(0.05)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_the_loop_ends_it_and_the_second_one_waits_for_no_save(text, whole, tmp_path, number, code):
+    workdir = tmp_path / "run"
+    for where, signals in (("opened", 1), ("mid:save", 2)):
+        trace = tmp_path / where.replace(":", "-")
+        env = {**ENVIRONMENT, faults.KILL: f"{where}=hang", faults.TRACE: str(trace)}
+        process = subprocess.Popen(pretrain(workdir, text), env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        passed(process, trace, where)
+        for i in range(signals):
+            assert process.poll() is None, f"ended by signal {i}"
+            process.send_signal(number)
+            time.sleep(0.5)
+        said = process.communicate(timeout=20)[1].decode()
+        assert process.returncode == code and "ontinue with" in said and "Traceback" not in said, said
+    assert run(pretrain(workdir, text)).returncode == 0 and digest(workdir) == digest(whole)
 
 
 @pytest.mark.fault

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import common, dpo, grpo, pretrain, sft
-from jaxllm import launch
+from jaxllm import exits, launch
 from jaxllm.core import sharding
 from jaxllm.core.types import UserError
 from jaxllm.train import processes
@@ -242,6 +242,29 @@ def test_alone_nothing_is_asked_of_anyone():
     processes.check_same({"config.seed": 1})
     with pytest.raises(UserError, match="wrong"):
         processes.first_only(refuse)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("no"), 2), (OSError(28, "it needs 3 GB"), 74)], ids=["bad input", "a full disk"]
+)
+def test_what_stops_the_first_process_stops_all_with_its_code(monkeypatch, error, code):
+    """Otherwise they would wait for it until it is missed, and end with a code that says restart."""
+    store, index = {}, [0]
+
+    class Client:
+        key_value_set = staticmethod(store.__setitem__)
+        blocking_key_value_get = staticmethod(lambda key, ms: store[key])
+
+    monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(processes, "_client", Client)
+    monkeypatch.setattr(processes, "_name", lambda kind: kind)
+    monkeypatch.setattr(processes.jax, "process_index", lambda: index[0])
+
+    def work():
+        raise error
+
+    for index[0] in range(2):
+        assert exits.guard(lambda: processes.first_only(work), None, "again") == code
 
 
 def refuse():

@@ -81,6 +81,11 @@ def stand_ins(**functions: Any) -> Iterator[None]:
             setattr(place, name, before[name])
 
 
+def traced(tree_: Any) -> bool:
+    """Whether a stage asks for shapes alone, as for the memory of an update on a rollout."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree_))
+
+
 @contextlib.contextmanager
 def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterator[Seen]:
     """A block in which `main` of an experiment runs up to its `fit`, where examine(seen, the real fit) takes its place.
@@ -118,7 +123,7 @@ def watched(experiment: str, examine: Callable[[Seen, Callable], Any]) -> Iterat
 
         def first(params: Any, *rest: Any) -> Any:
             out = sample(params, *rest)
-            if not one.first and not inside:
+            if not (one.first or inside or traced(out)):
                 one.first.update(params=params, record=out[1])
             return out
 

@@ -95,6 +95,7 @@ def draw(run, metrics, scores, held_out):
 
 def show(run, scores):
     """The same prompts answered by every policy."""
+    run.truncate(-1)  # those of a try that was stopped here
     rng = np.random.default_rng(0)
     for i in rng.choice(len(scores["sft"]["text"]), 12, replace=False):
         for name, s in scores.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxllm.core.types import Batch, Key, Mean, Params, TrainState
-from jaxllm.train import faults, guard
+from jaxllm.train import faults, guard, signals
 from jaxllm.train.processes import make_meet
 from jaxllm.train.profile import Stopwatch
 from jaxllm.train.step import Step, overlapping, settled
@@ -44,7 +43,7 @@ def fit(
     saving = _saving(save, save_every, save_seconds, again, step, watch)
     meet = make_meet(depth)
     faults.point("before:first_step")
-    with _stop_requests() as asked:
+    with signals.noted() as asked:
         while step < steps and streak.updates < patience:
             todo = meet(step, ({"stop": int(asked[0])} if asked else {}) | saving.wishes())
             if (stop := todo.get("stop")) is not None:
@@ -70,11 +69,12 @@ def fit(
                     faults.point("before:eval")
                     evaluate(step, state.params)
                     faults.point("after:eval")
-    saving.at_end(step, state, steps)
+        saving.at_end(step, state, steps)
+        stop = asked[0] if asked else stop  # also one that came behind the last boundary: something else may come behind the loop
     if streak.updates >= patience:
         raise guard.NonFinite(*streak)
     if stop is not None:
-        _stopped(stop, step, steps)
+        signals.end(stop)
     return state
 
 
@@ -123,12 +123,6 @@ def _saving(
     return Saving(wishes, at_boundary, at_end)
 
 
-def _stopped(signal_number: int, step: int, steps: int) -> None:
-    if signal_number == signal.SIGTERM:
-        raise SystemExit(75)  # preempted: the same command continues
-    raise KeyboardInterrupt(f"stopped and saved at step {step} of {steps}")
-
-
 def fetch(pending: list[dict[str, Mean]]) -> dict[str, float]:
     """The pooled means of several steps' metrics, as floats: the only place where the host waits for metrics."""
     names = {name for metrics in pending for name in metrics}
@@ -147,24 +141,3 @@ def evaluate_means(
 ) -> dict[str, float]:
     """The pooled metrics of a jitted (params, batch) -> Means over some batches."""
     return fetch([settled(loss_fn(params, batch)) for batch in batches])
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that SIGTERM or the first Ctrl-C makes non-empty; the second Ctrl-C raises. A no-op off the main thread."""
-    requests: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if requests:
-            raise KeyboardInterrupt
-        requests.append(number)
-
-    try:
-        old = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread
-        old = {}
-    try:
-        yield requests
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)

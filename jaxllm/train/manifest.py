@@ -6,6 +6,7 @@ are deleted, so that a kill leaves a step whole or nameless.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -50,6 +51,7 @@ def write(root: Path) -> None:
     faults.point("mid:manifest")
     part.rename(root / MANIFEST)
     sync(root)
+    sync(root.parent)  # the step's own name, before older ones are deleted behind it
 
 
 def sync(directory: Path) -> None:
@@ -89,7 +91,7 @@ def damage(step_directory: Path) -> str | None:
         expected = json.loads((step_directory / MANIFEST).read_text())["files"]
         wrong = (_wrong(step_directory, name, *what) for name, what in expected.items())
         return next(filter(None, wrong), None)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is unreadable"
 
 
@@ -99,7 +101,13 @@ def _wrong(root: Path, name: str, size: int, expected: int) -> str | None:
         return f"{name} is missing"
     if file.stat().st_size != size:
         return f"{name} has {file.stat().st_size} bytes, expected {size}"
-    if (found := crc(file)) != expected:
+    try:
+        found = crc(file)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return f"{name} cannot be read ({error.strerror})"
+    if found != expected:
         return f"{name} has crc32 {found:08x}, expected {expected:08x}"
     return None
 
@@ -110,6 +118,8 @@ def newest_whole(directory: Path, warn: Callable[[str], None]) -> int | None:
     for step in reversed(steps):
         if (problem := damage(directory / str(step))) is None:
             return step
+        if not (directory / str(step)).exists():  # the run that writes here has deleted it meanwhile: it has a newer one
+            return newest_whole(directory, warn)
         aside = directory / f"{step}.corrupt"
         shutil.rmtree(aside, ignore_errors=True)
         (directory / str(step)).rename(aside)

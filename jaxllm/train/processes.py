@@ -48,7 +48,7 @@ def first_only(work: Callable[[], Any]) -> None:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """make() of process 0 on every process, as JSON holds it; a UserError there is raised on all."""
+    """make() of process 0 on every process, as JSON holds it; a UserError or OSError there is raised on all."""
     if alone():
         return make()
     key, client = _name("value"), _client()
@@ -57,9 +57,13 @@ def from_first(make: Callable[[], Any]) -> Any:
             said: dict[str, Any] = {"value": make()}
         except UserError as error:
             said = {"error": str(error), "code": error.code}
+        except OSError as error:
+            said = {"error": error.strerror or str(error), "errno": error.errno}
         client.key_value_set(key, json.dumps(said))
     else:
         said = json.loads(client.blocking_key_value_get(key, int(1000 * HOURS)))
+    if "errno" in said:
+        raise OSError(said["errno"], said["error"])
     if "error" in said:
         error = UserError(said["error"])
         error.code = said["code"]

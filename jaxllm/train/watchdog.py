@@ -11,12 +11,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 FACTOR = 10  # times the median step
 KNOWN = 3  # steps before their median counts
 SLOW = 7.5  # times the least: what compiles, evaluates or saves for the first time; 15 minutes for 2
 CODE = 75
+PATIENCE = 10.0  # seconds for the stacks to be written
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the loop is: a new one each time that it comes to a part, so that the same part twice is told apart."""
+
+    part: str
 
 
 def limit(part: str, least: float, steps: Sequence[float], longest: Mapping[str, float]) -> float:
@@ -44,26 +53,27 @@ def watchdog(
         return
     done, clock, longest = threading.Event(), time.monotonic, collections.defaultdict[str, float](float)
     steps: collections.deque[float] = collections.deque(maxlen=65)
-    part, quiet, begun = "start", 0.0, clock()
+    place, begun = Place("start"), clock()
 
     def enter(new: str) -> None:
-        nonlocal part, quiet, begun
+        nonlocal place, begun
         if new == "data":
             steps.append(clock() - begun)
             begun = clock()
-        if part != "step":
-            longest[part] = max(longest[part], quiet)
-        part, quiet = new, 0.0
+        place = Place(new)
 
     def look() -> None:
-        nonlocal quiet
-        every, before = min(1.0, least / 10), clock()
+        every, before, seen, quiet = min(1.0, least / 10), clock(), place, 0.0
         while not done.wait(every):
-            now = clock()
-            quiet += min(now - before, 2 * every)
-            before, most = now, limit(part, least, steps, longest)
+            now, here = clock(), place
+            if here is seen:
+                quiet += min(now - before, 2 * every)
+            else:  # seconds are counted here alone, so that no moment is counted for the part behind it
+                longest[seen.part] = max(longest[seen.part], quiet if seen.part != "step" else 0.0)
+                seen, quiet = here, 0.0
+            before, most = now, limit(here.part, least, tuple(steps), longest)
             if quiet > most:
-                _end(directory, f"nothing happened for {quiet:.0f} s in `{part}`, the limit is {most:.0f} s", process, warn)
+                _end(directory, f"nothing happened for {quiet:.0f} s in `{here.part}`, the limit is {most:.0f} s", process, warn)
 
     threading.Thread(target=look, name="watchdog", daemon=True).start()
     try:
@@ -73,6 +83,14 @@ def watchdog(
 
 
 def _end(directory: Path, said: str, process: int, warn: Callable[[str], None]) -> None:
+    """Tell, and end the process whether that comes to an end or not: what hangs may be the disk that is written to."""
+    teller = threading.Thread(target=_tell, args=(directory, said, process, warn), name="stacks", daemon=True)
+    teller.start()
+    teller.join(PATIENCE)
+    os._exit(CODE)
+
+
+def _tell(directory: Path, said: str, process: int, warn: Callable[[str], None]) -> None:
     path = directory / (f"stacks-{process}.txt" if process else "stacks.txt")
     with contextlib.suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
@@ -82,4 +100,3 @@ def _end(directory: Path, said: str, process: int, warn: Callable[[str], None]) 
     with contextlib.suppress(Exception):
         warn(f"the run hangs: {said}. Stacks of all threads: {path}. It ends with code {CODE}; the same command continues")
         sys.stderr.flush()
-    os._exit(CODE)

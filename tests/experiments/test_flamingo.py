@@ -13,6 +13,7 @@ from jaxllm.core.types import UserError
 from jaxllm.data import images as data
 from jaxllm.train import loop
 from jaxllm.train.checkpoint import restore_params
+from jaxllm.train.guard import NonFinite
 from jaxllm.worlds import images as world
 from tests.experiments.conftest import MESH
 
@@ -94,6 +95,21 @@ def test_a_stopped_run_continues_to_the_same_bits(run, tmp_path, monkeypatch):
     assert "resumed at step 2 of 4" in (tmp_path / "stopped" / "log.txt").read_text()
     whole, stopped = (restore_params(tmp_path / name)[0] for name in ("whole", "stopped"))
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+
+
+def test_a_vision_encoder_whose_loss_is_not_finite_ends_the_run(run, tmp_path, monkeypatch):
+    """The guard stands there too: the bridge is not trained on features that are nan."""
+    real = flamingo.see_loss
+
+    def bad(*given):
+        loss, metrics = real(*given)
+        return loss.replace(total=loss.total * jax.numpy.nan), metrics
+
+    monkeypatch.setattr(flamingo, "see_loss", bad)
+    overrides = {**SMALL, "vision.steps": 8, "init": str(run[0] / "pretrain")}
+    with pytest.raises(NonFinite, match="from step 1 on"):
+        launch.start(flamingo.main, "flamingo", overrides, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_every_kind_of_question_is_asked_and_answered_by_the_picture():

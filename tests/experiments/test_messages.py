@@ -6,6 +6,7 @@ carried out. Elsewhere: 10, a loss that is not finite (tests/experiments/test_re
 """
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -229,6 +230,39 @@ def test_9_not_enough_memory(command, files, tmp_path, monkeypatch):
         memory.check(fixed, memory.Step(changed))
     given["accumulate"] = fixes["accumulate"]
     assert command(pretrain.main, "pretrain", given, f"--workdir={tmp_path / 'run'}")[0] == 0
+
+
+@pytest.mark.parametrize("stage", ["dpo", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_9_not_enough_memory_in_the_stages_behind_pretraining(command, base, files, tmp_path, monkeypatch, stage):
+    """By the same function in all of them: `memory.begin`. Each of the settings it names alone is enough."""
+    main = importlib.import_module(f"experiments.{stage}").main
+    given = {"steps": 1, "batch_size": 8, "init": base / "sft"}
+    if stage == "dpo":
+        given |= {"data.path": files["pairs"], "data.length": 32}
+    else:
+        rows = [{"prompt": f"say {w}", "answer": w} for w in "abcdefghijklmnopqrst"]
+        given |= {"data.path": write_rows(tmp_path / "rows.jsonl", rows), "rewards": "length:3"}
+        given |= {"max_new_tokens": 24, "group": 4}
+    asked, real = [], memory.needed
+
+    def ask(config, step):
+        asked.append(sum(real(config, step)))
+        raise UserError("asked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "needed", ask)
+        assert command(main, stage, given, f"--workdir={tmp_path / 'asked'}") == (2, "error: asked")
+    monkeypatch.setattr(memory, "room_of", lambda mesh, held=0.0: 0.9 * asked[0])
+    code, said = command(main, stage, given, f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and re.search(
+        r"^error: Not enough memory: this config needs about \S+ GiB on cpu \(\S+ GiB\): parameters \S+, optimizer \S+, "
+        r"gradients \S+, activations \S+ (Any one of these fits|This fits): --config",
+        said,
+    ), said
+    fixes = flags_in(said)
+    assert 1 <= len(fixes) <= 3 and not (tmp_path / "run" / "checkpoints").exists()
+    name, value = next(iter(fixes.items()))
+    assert command(main, stage, given | {name: value}, f"--workdir={tmp_path / 'run'}")[0] == 0, name
 
 
 def test_9_an_allocation_that_failed(command, tmp_path):

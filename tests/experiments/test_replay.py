@@ -9,6 +9,7 @@ import pytest
 from experiments import common, dpo, grpo, pretrain, replay
 from jaxllm import exits, launch
 from jaxllm.core.types import UserError
+from jaxllm.report import run as runs
 from jaxllm.train.checkpoint import newest_meta, restore_params
 from jaxllm.train.guard import NonFinite
 from tests.experiments.conftest import TINY
@@ -63,6 +64,8 @@ def test_five_in_a_row_end_it_and_the_batch_names_its_column(base, files, tmp_pa
     batch = tmp_path / "run" / "bad_batches" / "4"
     assert f"--batch={batch}" in error.value.__notes__[0]
     assert set(p.name for p in batch.iterdir()) == {"batch.npz", "step.json"}
+    with runs.lock(tmp_path / "run"), pytest.raises(UserError, match="is in use by process"):  # a run that goes on has the say
+        replay.main(str(batch))
     out = said(capsys, batch)
     assert "step 4 again, with the weights of the checkpoint of step 8" in out
     first = out.index("batch ref_chosen_logps has 8 of 8 numbers that are not finite")

@@ -1,6 +1,7 @@
 """Killed in mid-run and started again with the same command, a run ends with the bits of an uninterrupted one."""
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import ppo, reward
+from experiments import common, ppo, reward
 from jaxllm import launch
 from jaxllm.train.checkpoint import restore_params
 
@@ -65,6 +66,29 @@ def test_sigkill_then_the_same_command_gives_the_same_bits(files, tmp_path):
         for d in (whole, killed)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_stopped_behind_its_last_step_a_run_still_has_its_result(stage, base, files, tmp_path, monkeypatch):
+    """Saved, but without a result: started again it takes no step, and says what it would have said."""
+    main = importlib.import_module(f"experiments.{stage}").main
+    path = files["chat" if stage == "sft" else "pairs"]
+    given = {"steps": 2, "batch_size": 8, "init": str(base), "data.path": path, "data.length": 32, "log_every": 1}
+    kept = dict(given, gates=False)
+
+    def stop(name):
+        if name == "before:result":
+            raise Stopped
+
+    with monkeypatch.context() as patched:
+        patched.setattr(common.faults, "point", stop)
+        with pytest.raises(Stopped):
+            launch.start(main, stage, kept, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    resumed = launch.start(main, stage, kept, tmp_path / "run")["metrics"]
+    whole = launch.start(main, stage, kept, tmp_path / "whole")["metrics"]
+    assert resumed == whole and len(whole) > 1
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
 class Stopped(Exception):

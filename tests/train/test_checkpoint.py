@@ -211,6 +211,30 @@ def test_another_architecture_is_refused_with_its_paths(run):
     assert "policy/half" in message and "3 differ" in message and "\n" not in message
 
 
+def test_a_step_that_its_run_deletes_while_another_looks_is_no_damage(run, monkeypatch):
+    """A reader (chat, the next stage) beside a run that goes on: the step it checks may go because there is a newer one."""
+    directory, damage = run / "checkpoints", manifest.damage
+
+    def gone(step):
+        if step.name == "4" and step.exists():
+            with_steps(run, 6, keep=1)
+        return damage(step)
+
+    monkeypatch.setattr(manifest, "damage", gone)
+    warnings = []
+    assert manifest.newest_whole(directory, warnings.append) == 6 and not warnings
+    assert not list(directory.glob("*.corrupt"))
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(run, monkeypatch):
+    def broken(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    assert manifest.damage(run / "checkpoints" / "4") is None
+    monkeypatch.setattr(manifest, "crc", broken)
+    assert manifest.damage(run / "checkpoints" / "4").endswith(" cannot be read (Input/output error)")
+
+
 # ---- disks, flips and digests
 
 

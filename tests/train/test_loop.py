@@ -1,7 +1,9 @@
 """The loop: what it logs, evaluates and saves, where it begins, and how signals stop it."""
 
+import itertools
 import os
 import signal
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -57,7 +59,52 @@ def test_seconds_without_a_save_are_bounded():
     assert fit(save_every=0, save_seconds=1e9)[3] == [7]
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_no_more_than_those_seconds_and_the_running_step_are_lost(monkeypatch):
+    """By a clock that goes on by a second with each step: at every moment the last save is at most save_seconds + 1 old."""
+    clock = itertools.count()
+    now = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    saved = fit(lambda i: now.__setitem__(0, float(next(clock))) or float(i), steps=40, save_every=0, save_seconds=5.0)[3]
+    assert saved[-1] == 40 and 5 <= max(b - a for a, b in itertools.pairwise([0, *saved])) <= 6
+
+
+SIGNALS = pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+
+
+@SIGNALS
+def test_a_signal_in_the_last_step_stops_what_comes_behind_the_loop(number, kind):
+    error, _, evaluated, saved = fit(lambda i: (os.kill(os.getpid(), number) if i == 6 else None) or float(i), save_every=0)
+    assert isinstance(error, kind) and saved == [7] and evaluated == [5, 7]
+
+
+@SIGNALS
+def test_a_signal_in_the_last_save_waits_for_it(number, kind):
+    finished = []
+
+    def again(wait):
+        if wait:
+            os.kill(os.getpid(), number) if not finished else None
+            finished.append(True)
+        return False
+
+    error, _, _, saved = fit(save_every=0, again=again)
+    assert isinstance(error, kind) and saved == [7] and len(finished) == 2
+
+
+@SIGNALS
+def test_the_second_signal_does_not_wait(number, kind):
+    def batches(i):
+        for _ in range(2 if i == 2 else 0):
+            os.kill(os.getpid(), number)
+        return float(i)
+
+    before = signal.getsignal(number)
+    error, _, _, saved = fit(batches, save_every=0)
+    assert isinstance(error, kind) and saved == [] and signal.getsignal(number) is before
+    assert number == signal.SIGINT or error.code == 75
+
+
+@SIGNALS
 def test_a_signal_saves_at_the_next_boundary(number, kind):
     def batches(i):
         if i == 2:

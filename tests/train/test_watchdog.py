@@ -21,7 +21,8 @@ def another_thread():
     time.sleep(60)
 
 threading.Thread(target=another_thread, daemon=True).start()
-with watchdog(Path(sys.argv[1]), 0.3, process=int(sys.argv[2])) as enter:
+tell = print if len(sys.argv) < 4 else lambda text: time.sleep(60)
+with watchdog(Path(sys.argv[1]), 0.3, process=int(sys.argv[2]), warn=tell) as enter:
     for _ in range(5):
         enter("data"); enter("step"); time.sleep(0.01)
     try:
@@ -39,6 +40,37 @@ def test_a_hang_ends_with_75_and_the_stacks_of_all_threads(tmp_path, process, na
     stacks = (tmp_path / name).read_text()
     assert "a_function_that_hangs" in stacks and "another_thread" in stacks and "nothing happened for" in stacks
     assert "in `step`, the limit is 0 s" in stacks and name in done.stdout and "never reached" not in done.stdout
+
+
+def test_a_disk_that_hangs_does_not_hang_the_watchdog(tmp_path):
+    """What hangs may be what the stacks are written to."""
+    source = HANG.replace("threading.Thread(target", "watchdog.__globals__['PATIENCE'] = 0.5\nthreading.Thread(target", 1)
+    done = subprocess.run([sys.executable, "-c", source, str(tmp_path), "0", "hang"], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 75 and "a_function_that_hangs" in (tmp_path / "stacks.txt").read_text(), done.stderr
+
+
+def test_seconds_of_one_part_are_not_counted_for_the_next(tmp_path, monkeypatch):
+    """The thread looks while the loop comes to another part: between its reading of the clock and its reckoning."""
+    ended, told = [], threading.Event()
+    monkeypatch.setattr(watchdog, "_end", lambda *said: (ended.append(said), told.set()))
+    real = watchdog.limit
+
+    def slow(part, *more):
+        found = real(part, *more)
+        time.sleep(0.05)  # the loop goes on meanwhile
+        return found
+
+    monkeypatch.setattr(watchdog, "limit", slow)
+    with watchdog.watchdog(tmp_path, 0.2) as enter:
+        for _ in range(4):
+            enter("data")
+            enter("step")
+        enter("save")
+        time.sleep(1.0)  # it may take 1.5
+        for _ in range(20):
+            enter("step")
+            time.sleep(0.02)
+    assert not ended
 
 
 def test_what_works_and_what_is_slow_at_first_is_left_alone(tmp_path):
