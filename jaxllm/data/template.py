@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ FILE = "chat_template.jinja"
 OWN = "{#- jaxllm -#}"  # how an exported template of `chat`'s control tokens begins: these need no Jinja here
 SECONDS = 5.0  # for one conversation
 CHARACTERS = 4_000_000  # of one conversation
+REPLY = 12 * CHARACTERS + 2**16  # bytes: JSON spells a character with up to 12
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")  # what the process gets of ours: no tokens
 OPEN, CLOSE = "\ue000", "\ue001"  # private use: marks are digits between these two
 
@@ -40,11 +42,17 @@ _workers: list[subprocess.Popen] = []
 
 
 def load(directory: str | Path) -> str | None:
-    """The template of a published directory: chat_template.jinja, else what tokenizer_config.json holds; None without one."""
+    """The template of a published directory: chat_template.jinja, else what tokenizer_config.json holds; None without one.
+
+    UserError when the one is not UTF-8, or the other no JSON.
+    """
     directory = Path(directory)
     file = directory / FILE
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 at byte {error.start}: a template is text") from None
     config = directory / "tokenizer_config.json"
     if not config.is_file():
         return None
@@ -54,7 +62,11 @@ def load(directory: str | Path) -> str | None:
         raise UserError(f"{config}: not a JSON object ({error})") from None
     if isinstance(found, list):  # several by name
         found = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}.get("default")
-    return found if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    if (lone := re.search("[\ud800-\udfff]", found)) is not None:
+        raise UserError(f"{config}: chat_template has a lone surrogate at character {lone.start()}: it is no text")
+    return found
 
 
 def attach(tokenizer: Tokenizer, directory: str | Path) -> Tokenizer:
@@ -263,15 +275,18 @@ def _ask(line: str) -> dict[str, str]:
     writer = threading.Thread(target=_write, args=(worker, line), daemon=True)  # a pipe holds 64 kB: read while writing
     writer.start()
     data = bytearray()
-    deadline = datetime.datetime.now() + datetime.timedelta(seconds=SECONDS)
+    deadline = time.monotonic() + SECONDS
     while not data.endswith(b"\n"):
-        left = (deadline - datetime.datetime.now()).total_seconds()
+        left = deadline - time.monotonic()
         ready = left > 0 and select.select([worker.stdout], [], [], left)[0]
         block = worker.stdout.read1(1 << 16) if ready else b""
         if not block:
             _stop()
             return {"error": f"did not finish within {SECONDS:g} seconds" if not ready else "its process ended (out of memory?)"}
         data += block
+        if len(data) > REPLY:
+            _stop()
+            return {"error": "its process wrote without end"}
     return json.loads(data)
 
 
