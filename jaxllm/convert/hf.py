@@ -69,7 +69,7 @@ def read_config(directory: Path) -> dict:
 
 
 def _described(family: Family, published: dict, files: Mapping, dtype: str | None, where: Path) -> tuple[Model, list[Leaf]]:
-    """The model that config.json describes and its name table, which are the files'. UserError when they are not, or it is none."""
+    """The model that config.json describes and its name table, those of the files. UserError when they differ or it is none."""
     try:
         model = _make(family.adjust(_with_dtype(family.config(published), published, dtype), files))
         check_size(model, files, where)

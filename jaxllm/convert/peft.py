@@ -245,7 +245,8 @@ def _supported(config: dict, where: Path) -> None:
 def _alphas(config: dict, where: Path) -> tuple[list[tuple[re.Pattern, float]], float]:
     """(alpha_pattern as patterns with their alphas, lora_alpha). UserError: patterns that could match without end, no numbers."""
     patterns, default = config.get("alpha_pattern") or {}, config.get("lora_alpha", 8)
-    for name, value in [("lora_alpha", default), *(patterns.items() if isinstance(patterns, dict) else [("alpha_pattern", None)])]:
+    given = patterns.items() if isinstance(patterns, dict) else [("alpha_pattern", patterns)]
+    for name, value in [("lora_alpha", default), *given]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
             raise UserError(f"{where / CONFIG}: {name[:60]}: {str(value)[:40]!r} is no alpha: positive numbers are")
         # without groups, and with few repetitions, no pattern takes long
