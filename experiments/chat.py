@@ -19,6 +19,7 @@ from jaxllm.core.types import UserError
 from jaxllm.data import chat
 from jaxllm.generate import text
 from jaxllm.generate.stream import make_streamer
+from jaxllm.report.console import printable
 from jaxllm.report.files import read_jsonl
 
 COMMANDS = "/reset, /temp 0.7, /save talk.jsonl, /quit"
@@ -137,9 +138,10 @@ def main(run="latest", stage="", temperature=0.7, max_new_tokens=64, seed=0):
     print(f"{about(loaded)}. {COMMANDS}")
 
     def write(text):
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))  # a model does not steer the terminal
         sys.stdout.flush()
 
+    getattr(sys.stdin, "reconfigure", dict)(errors="replace")  # what is not UTF-8 is no reason to end
     write("> ")
     converse(loaded, sys.stdin, write, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     write("\n")

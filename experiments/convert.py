@@ -30,6 +30,7 @@ from jaxllm.core.types import TrainState, UserError
 from jaxllm.data import chat
 from jaxllm.data import tokenizer as tokenizers
 from jaxllm.models import families
+from jaxllm.report.console import printable
 from jaxllm.train import checkpoint
 
 
@@ -127,11 +128,6 @@ def is_run(source):
     if directory.is_dir():
         return any((directory / stage / "checkpoints").is_dir() for stage in launch.STAGES)
     return not hub.NAME.fullmatch(source)
-
-
-def printable(text):
-    """The text without what moves a terminal's cursor or hides: control characters are written as escapes."""
-    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def main(source="", target="", stage="", dtype="", architecture="", kind="pretrain", adapter=False, base="", license=""):

@@ -46,13 +46,16 @@ class Asked(NamedTuple):
 def read(body: dict[str, Any], loaded: Any, *, is_chat: bool, name: str, most: int) -> Asked:
     """The record of a request; `most`: the largest max_tokens. Refused names the parameter."""
     _known(body, CHAT if is_chat else TEXT)
-    if body.get("model") != name:
-        raise Refused(404, f"model {str(body.get('model'))[:80]!r} is not served here: use {name!r}", param="model",
+    if "model" not in body:
+        raise Refused(400, f"give a model: {name!r} is served here", param="model", code="missing_required_parameter")
+    if body["model"] != name:
+        raise Refused(404, f"model {str(body['model'])[:80]!r} is not served here: use {name!r}", param="model",
                       code="model_not_found")  # fmt: skip
-    rows = [prompts.messages(body, loaded)] if is_chat else prompts.prompts(body, loaded)
     n = number(body, "n", 1, 1, TOGETHER)
-    if n * len(rows) > TOGETHER:
-        raise Refused(400, f"{len(rows)} prompts of n={n}: ask for at most {TOGETHER} completions at a time", param="n")
+    given = [] if is_chat else prompts.given(body)
+    if n * len(given) > TOGETHER:
+        raise Refused(400, f"{len(given)} prompts of n={n}: ask for at most {TOGETHER} completions at a time", param="n")
+    rows = [prompts.messages(body, loaded)] if is_chat else prompts.prompts(given, loaded)
     options = body.get("stream_options", {})
     if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
         raise Refused(400, 'stream_options must be {"include_usage": true} or nothing', param="stream_options")
@@ -98,7 +101,8 @@ def _limit(body: dict[str, Any], rows: list[tuple[int, ...]], context: int, most
     longest = max(map(len, rows))
     room = context - longest
     if room < 1:
-        raise Refused(400, f"the prompt has {longest} tokens, the model's context {context}: shorten it", code=LONG)
+        message = f"the prompt has {longest} tokens, the model's context {context}: shorten it"
+        raise Refused(400, message, param="messages" if is_chat else "prompt", code=LONG)
     limit = number(body, name, min(most if is_chat else 16, most, room), 1, most)
     if limit > room:
         message = f"the prompt has {longest} tokens and {name} is {limit}, the model's context {context}: ask for {room} or fewer"

@@ -61,6 +61,8 @@ def submit(desk: Desk, wanted: list[Wanted], out: SimpleQueue) -> list[Seat]:
     """Seats for completions that are told to `out`, number i as index i. Full when not all of them can wait."""
     seats = [Seat(i, w, out, threading.Event()) for i, w in enumerate(wanted)]
     with desk.changed:
+        for seat in [seat for seat in desk.waiting if seat.gone.is_set()]:  # nobody waits for these
+            desk.waiting.remove(seat)
         if desk.closing.is_set() or len(desk.waiting) + len(seats) > desk.most:
             raise Full
         desk.waiting.extend(seats)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hmac
 import io
 import ipaddress
+import os
 import secrets
-import select
+import selectors
 import socket
 import time
 from email.message import Message
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from experiments.serve.fields import Refused
 from jaxllm.core.types import UserError
 
+TOKEN = "JAXLLM_TOKEN"  # where other users of the machine do not see it, as they see a command line
 BODY = 2**20  # bytes of a request's body
 READ_SECONDS = 15.0  # for a whole request to arrive, however slowly it is sent
 WRITE_SECONDS = 30.0  # for a piece of an answer to be taken
@@ -51,11 +53,12 @@ def door(host: str, token: str) -> Door:
 
 
 def make_token(given: str) -> str:
-    """The token of the command line, or a fresh one for `auto`. UserError on one that is guessed too easily."""
+    """The token of the command line or the environment, a fresh one for `auto`. UserError on one that is guessed too easily."""
+    given = given or os.environ.get(TOKEN, "")
     if given == "auto":
         return secrets.token_urlsafe(24)
     if given and (len(given) < 16 or not given.isascii() or not given.isprintable() or " " in given):
-        raise UserError("--token: use 16 or more ASCII characters without spaces, or --token=auto")
+        raise UserError(f"--token or {TOKEN}: use 16 or more ASCII characters without spaces, or --token=auto")
     return given
 
 
@@ -119,6 +122,8 @@ def read_body(headers: Message, file: io.BufferedIOBase) -> bytes:
 def here(connection: socket.socket) -> bool:
     """Whether the other side still listens: it has not closed the connection."""
     try:
-        return not select.select([connection], [], [], 0)[0] or bool(connection.recv(1, socket.MSG_PEEK))
+        with selectors.DefaultSelector() as selector:  # select alone knows no descriptor above 1023
+            selector.register(connection, selectors.EVENT_READ)
+            return not selector.select(0) or bool(connection.recv(1, socket.MSG_PEEK))
     except (OSError, ValueError):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def model_name(loaded: Any) -> str:
 def about(loaded: Any, name: str, most: int) -> dict[str, Any]:
     """An object of /v1/models; what OpenAI's has not, the page shows."""
     loss = chatting.eval_loss(loaded)
+    loss = loss if loss is not None and math.isfinite(loss) else None  # JSON has no nan
     return {
         "id": name, "object": "model", "created": 0, "owned_by": "jaxllm", "checkpoint": str(loaded.workdir),
         "step": loaded.step, "stage": loaded.meta["experiment"], "base": chatting.is_base(loaded), "eval_loss": loss,

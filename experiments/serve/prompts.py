@@ -32,11 +32,15 @@ def _plain(message: Any) -> Any:
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def prompts(body: dict[str, Any], loaded: Any) -> list[tuple[int, ...]]:
-    """A text, several, token ids, or several rows of them."""
-    given, size = body.get("prompt"), loaded.model.config.vocab_size
-    rows = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    found = []
+def given(body: dict[str, Any]) -> list[Any]:
+    """The prompts of a request, each still as the client gave it."""
+    prompt = body.get("prompt")
+    return prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+
+
+def prompts(rows: list[Any], loaded: Any) -> list[tuple[int, ...]]:
+    """Tokens of texts and of token ids."""
+    found, size = [], loaded.model.config.vocab_size
     for row in rows:
         if isinstance(row, str):
             found.append(_text(row, loaded))

@@ -77,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(refused)
         except OSError:  # the client left
             return
+        except RecursionError:  # JSON that can be read may still be too deep to be told of
+            self.refuse(Refused(400, "the body is nested too deeply"))
         except Exception:
             traceback.print_exc()
             self.refuse(Refused(500, "the server failed on this request: its log says how"))

@@ -57,10 +57,12 @@ def chunks(asked: Asked, name: str, pieces: Iterable[Piece], tokenizer: Any) -> 
         count += len(piece.tokens)
         place = places.get(piece.index, 0)
         places[piece.index] = place + sum(len(tokenizer.piece(told.token)) for told in piece.tokens)
-        if piece.text or piece.finish or asked.tops is not None:
-            said = {"delta": {"content": piece.text} if piece.text else {}} if asked.chat else {"text": piece.text}
-            found = logprobs(asked, piece.tokens, tokenizer, place) if piece.tokens else None
-            choice = {"index": piece.index, **said, "logprobs": found, "finish_reason": piece.finish}
+        found = logprobs(asked, piece.tokens, tokenizer, place) if piece.tokens else None
+        # how it ended is told behind the last text: clients leave there
+        said = [(piece.text, found, None)] if piece.text or found else []
+        for text, found, finish in [*said, *([("", None, piece.finish)] if piece.finish else [])]:
+            what = {"delta": {"content": text} if text else {}} if asked.chat else {"text": text}
+            choice = {"index": piece.index, **what, "logprobs": found, "finish_reason": finish}
             yield {**same, "choices": [choice], **more}
     if asked.usage:
         yield {**same, "choices": [], "usage": usage(asked, count)}

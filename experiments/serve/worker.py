@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from typing import Any
@@ -91,6 +92,9 @@ def _tell(desk: Desk, places: dict[int, int], found: slots.Next, stop: frozenset
         token, told = int(found.token[at]), told + 1
         tops = tuple(zip(found.top_ids[at].tolist(), found.top_logps[at].tolist(), strict=True)) if seat.wanted.tops else ()
         finish = "stop" if token in stop else "length" if told >= seat.wanted.limit else None
+        if not np.isfinite(found.logps[at]):  # of weights that are not: whatever was drawn means nothing
+            finish = "error"
+            print("error: the model's scores are not finite numbers: serve an earlier checkpoint", file=sys.stderr, flush=True)
         seat.out.put(Told(seat.index, None if token in stop else token, float(found.logps[at]), tops, finish))
         desk.seated[slot] = (seat, told)
         if finish:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxllm.convert import hub, safetensors
 from jaxllm.convert.export import save
 from jaxllm.convert.layout import DTYPES, check_names, check_size, expected, find_family, numbered, place, renamed
-from jaxllm.convert.names import Leaf
+from jaxllm.convert.names import Family, Leaf
 from jaxllm.core import sharding, spec
 from jaxllm.core.tree import flatten, unflatten
 from jaxllm.core.types import Model, Params, UserError
@@ -45,10 +45,7 @@ def load(
     published = read_config(directory)
     family = find_family(published, directory)
     files = renamed(safetensors.scan(directory), family)
-    model = _make(family.adjust(_with_dtype(family.config(published), published, dtype), files))
-    check_size(model, files, directory)
-    leaves = family.leaves(model.config)
-    check_names(files, expected(leaves, model), family.ignored, directory)
+    model, leaves = _described(family, published, files, dtype, directory)
     return model, _read(leaves, model, files, mesh, rules or sharding.current_rules(), dtype)
 
 
@@ -70,6 +67,19 @@ def read_config(directory: Path) -> dict:
         method = method.get("quant_method", "?") if isinstance(method, dict) else "?"
         raise UserError(f"{directory}: its weights are quantised ({method}): get or make the bfloat16 ones")
     return published
+
+
+def _described(family: Family, published: dict, files: Mapping, dtype: str | None, where: Path) -> tuple[Model, list[Leaf]]:
+    """The model that config.json describes and its name table, those of the files. UserError when they differ or it is none."""
+    try:
+        model = _make(family.adjust(_with_dtype(family.config(published), published, dtype), files))
+        check_size(model, files, where)
+        leaves = family.leaves(model.config)
+        check_names(files, expected(leaves, model), family.ignored, where)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # of values of another kind
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where / 'config.json'}: describes no {family.architecture} ({reason}): fetch it again") from error
+    return model, leaves
 
 
 def _with_dtype(config: Any, published: dict, dtype: str | None) -> Any:

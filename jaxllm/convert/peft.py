@@ -221,9 +221,12 @@ def load(path: str | Path, model: Model, architecture: str | None = None) -> Rea
     scaling = "rslora" if config.get("use_rslora") else "standard"
     parts: dict[str, dict[tuple[int, ...], tuple]] = {}
     lead: dict[str, tuple[int, ...]] = {}
+    patterns, default = _alphas(config, directory)
     for m, index, *both in _found(files, table, directory):
         a, b = (np.asarray(safetensors.view(t), np.float32) for t in both)
-        scale = SCALES[scaling](_alpha(config, numbered(m.leaf, index)[0].removesuffix(".weight")), a.shape[0])
+        name = numbered(m.leaf, index)[0].removesuffix(".weight")
+        alpha = next((value for pattern, value in patterns if pattern.fullmatch(name)), default)
+        scale = SCALES[scaling](alpha, a.shape[0])
         for p, x in _ours(m, a, b, scale, directory).items():
             parts.setdefault(p, {})[index], lead[p] = x, m.lead
     scales = [x[2] for layers in parts.values() for x in layers.values()]
@@ -243,11 +246,20 @@ def _supported(config: dict, where: Path) -> None:
             raise UserError(f"{where / CONFIG}: {key}={value!r} is not supported: only {values[0]!r} is")
 
 
-def _alpha(config: dict, module: str) -> float:
-    """lora_alpha, or what alpha_pattern says of a module."""
-    patterns = config.get("alpha_pattern") or {}
-    found = [v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?({k})", module)]
-    return float((found or [config.get("lora_alpha", 8)])[0])
+def _alphas(config: dict, where: Path) -> tuple[list[tuple[re.Pattern, float]], float]:
+    """(alpha_pattern as patterns with their alphas, lora_alpha). UserError: patterns that could match without end, no numbers."""
+    patterns, default = config.get("alpha_pattern") or {}, config.get("lora_alpha", 8)
+    given = patterns.items() if isinstance(patterns, dict) else [("alpha_pattern", patterns)]
+    for name, value in [("lora_alpha", default), *given]:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            raise UserError(f"{where / CONFIG}: {name[:60]}: {str(value)[:40]!r} is no alpha: positive numbers are")
+        # without groups, and with few repetitions, no pattern takes long
+        if len(name) > 200 or re.search(r"[^\w.|^$\\*+-]", name) or len(re.findall(r"[*+]", name)) > 3:
+            raise UserError(f"{where / CONFIG}: alpha_pattern {name[:60]!r}: give names of modules, with at most three * or +")
+    try:
+        return [(re.compile(rf"(.*\.)?({name})"), float(value)) for name, value in patterns.items()], float(default)
+    except re.error as error:
+        raise UserError(f"{where / CONFIG}: alpha_pattern is no pattern ({error}): give names of modules") from None
 
 
 def _found(files: Mapping, table: list[Module], where: Path) -> list[tuple]:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxllm.core.types import UserError
 
 MAX_HEADER = 100_000_000  # bytes, as the format's own library; an index may be as long
+DIMENSIONS = 32  # of a tensor
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz", ".h5", ".msgpack")
 DTYPES = {
@@ -40,7 +41,7 @@ class Tensor(NamedTuple):
 
 
 def inside(directory: Path, name: str) -> Path:
-    """The real path of a file of a directory. UserError when a symbolic link leads out of it.
+    """The real path of a file of a directory. UserError when a symbolic link leads out of it, and on pipes and devices.
 
     A snapshot of the hub's cache links to the blobs beside it: there the repository's folder is the border.
     """
@@ -50,6 +51,8 @@ def inside(directory: Path, name: str) -> Path:
     real = (directory / name).resolve()
     if not real.is_relative_to(border):
         raise UserError(f"{directory / name}: leads out of the directory to {real}: put the file itself there")
+    if real.exists() and not real.is_file() and not real.is_dir():  # opening a pipe waits for a writer
+        raise UserError(f"{directory / name}: is no plain file: put the file itself there")
     return real
 
 
@@ -70,8 +73,9 @@ def parse_json(content: bytes, where: Any) -> dict:
     def once(pairs: list[tuple[str, Any]]) -> dict:
         record = dict(pairs)
         if len(record) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"{next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+            seen: set[str] = set()
+            again = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise ValueError(f"{again[:100]!r} stands twice")
         return record
 
     try:
@@ -165,7 +169,7 @@ def _span(file: Path, name: str, entry: Any, data: int) -> tuple[int, int]:
         raise UserError(
             f"{where} has dtype {str(dtype)[:40]!r}: only {', '.join(DTYPES)} are read (quantised weights: convert first)"
         )
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+    if not _naturals(shape) or len(shape) > DIMENSIONS or not _naturals(offsets) or len(offsets) != 2:
         raise UserError(f"{where} has shape {str(shape)[:60]} and data_offsets {str(offsets)[:60]}: natural numbers are needed")
     begin, end = offsets
     need = math.prod(shape) * DTYPES[dtype].itemsize
@@ -177,7 +181,7 @@ def _span(file: Path, name: str, entry: Any, data: int) -> tuple[int, int]:
 
 
 def _naturals(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
+    return isinstance(values, list) and all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**63 for v in values)
 
 
 def view(tensor: Tensor) -> np.ndarray:

@@ -113,10 +113,10 @@ def _check_message(message: Any, where: str) -> dict[str, str]:
         raise UserError(f'{where} must be {{"role": ..., "content": ...}}, not {str(message)[:60]}')
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        word = str(role).lower()
+        word = str(role)[:60].lower()
         near = [ALIASES[word]] if word in ALIASES else get_close_matches(word, ROLES, 1, 0.5)
         hint = f'did you mean "{near[0]}"?' if near else f"use one of {', '.join(ROLES)}"
-        raise UserError(f'{where} has the unknown role "{role}": {hint}')
+        raise UserError(f'{where} has the unknown role "{str(role)[:60]}": {hint}')
     if not isinstance(content, str):
         raise UserError(f"{where} has content of type {type(content).__name__}: only text is read")
     return {"role": role, "content": content}

@@ -33,6 +33,7 @@ FILE = "chat_template.jinja"
 OWN = "{#- jaxllm -#}"  # how an exported template of `chat`'s control tokens begins: these need no Jinja here
 SECONDS = 5.0  # for one conversation
 CHARACTERS = 4_000_000  # of one conversation
+REPLY = 12 * CHARACTERS + 2**16  # bytes: JSON spells a character with up to 12
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG")  # what the process gets of ours: no tokens
 OPEN, CLOSE = "\ue000", "\ue001"  # private use: marks are digits between these two
 
@@ -41,7 +42,10 @@ _workers: list[subprocess.Popen] = []
 
 
 def load(directory: str | Path) -> str | None:
-    """The template of a published directory: chat_template.jinja, else what tokenizer_config.json holds; None without one."""
+    """The template of a published directory: chat_template.jinja, else what tokenizer_config.json holds; None without one.
+
+    UserError when the one is not UTF-8, or the other no JSON.
+    """
     directory = Path(directory)
     file = directory / FILE
     config = directory / "tokenizer_config.json"
@@ -52,14 +56,19 @@ def load(directory: str | Path) -> str | None:
             return None
         found = json.loads(config.read_bytes()).get("chat_template")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte 0x{error.object[error.start]:02x}): save the file as UTF-8") from None
+        where = file if file.is_file() else config
+        raise UserError(f"{where}: not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{config}: not a JSON object ({error})") from None
     if isinstance(found, list):  # several by name
         found = {str(t.get("name")): t.get("template") for t in found if isinstance(t, dict)}.get("default")
-    return found if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    if (lone := re.search("[\ud800-\udfff]", found)) is not None:
+        raise UserError(f"{config}: chat_template has a lone surrogate at character {lone.start()}: it is no text")
+    return found
 
 
 def attach(tokenizer: Tokenizer, directory: str | Path) -> Tokenizer:
@@ -277,6 +286,9 @@ def _ask(line: str) -> dict[str, str]:
             _stop()
             return {"error": f"did not finish within {SECONDS:g} seconds" if not ready else "its process ended (out of memory?)"}
         data += block
+        if len(data) > REPLY:
+            _stop()
+            return {"error": "its process wrote without end"}
     return json.loads(data)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MEMORY = 2**30  # bytes of address space
+LONGEST = 1000  # characters of an error
 NO_TOKENS = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "")  # of a vocabulary without them
 
 
@@ -32,11 +33,11 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
     try:
         text = _render(request)
     except jinja2.TemplateSyntaxError as error:
-        return {"error": f"line {error.lineno}: {error.message}"}
+        return {"error": f"line {error.lineno}: {str(error.message)[:LONGEST]}"}
     except MemoryError:
         return {"error": f"took over {MEMORY >> 20} MB"}
     except Exception as error:  # whatever an operation of the template raises
-        return {"error": str(error) or type(error).__name__}
+        return {"error": str(error)[:LONGEST] or type(error).__name__}
     return {"text": text}
 
 

@@ -21,6 +21,7 @@ from jaxllm.generate.decode import prefill
 from jaxllm.generate.sampling import choose_rows
 
 SHORTEST = 64  # prompts are padded to this, to twice this and so on
+COLD = 1e-5  # of temperatures
 TOPS = 20  # the most alternatives that are told of a token
 
 
@@ -80,7 +81,8 @@ def buckets(length: int) -> tuple[int, ...]:
 
 
 def sampling(key: Key, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
-    """That of one row; the key is folded with its positions."""
+    """That of one row; the key is folded with its positions. Below COLD it is greedy: dividing by less leaves float32."""
+    temperature = 0.0 if temperature < COLD else temperature
     return Sampling(key[None], np.float32([temperature]), np.int32([top_k]), np.float32([top_p]))
 
 

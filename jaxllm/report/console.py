@@ -83,6 +83,11 @@ def _gone(stream: TextIO) -> bool:
         return False
 
 
+def printable(text: str) -> str:
+    """Text of a model or a file as a terminal may have it: characters that could steer it are spelt out."""
+    return "".join(c if c in "\n\t\u200c\u200d" or c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def sparkline(values: list[float]) -> str:
     """One block character a value, from the least to the greatest; blanks for what is not finite."""
     finite = [v for v in values if v == v and abs(v) != float("inf")]

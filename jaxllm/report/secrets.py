@@ -32,7 +32,7 @@ TEXT = re.compile(
 SHAPES = re.compile(
     r"\bhf_[A-Za-z0-9]{12,}|\bsk-[A-Za-z0-9_-]{12,}|\bgh[pousr]_[A-Za-z0-9]{12,}|\bgithub_pat_[A-Za-z0-9_]{12,}"
     r"|\bglpat-[A-Za-z0-9_-]{12,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\bAIza[A-Za-z0-9_-]{30,}|\bxox[abprs]-[A-Za-z0-9-]{8,}"
-    r"|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|(?i:\bbearer )[A-Za-z0-9._~+/-]{12,}|(?<=://)[^/\s@]+(?=@)"
+    r"|\beyJ[A-Za-z0-9_-]{8,500}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*|(?i:\bbearer )[A-Za-z0-9._~+/-]{12,}|(?<=://)[^/\s@]+(?=@)"
 )
 # name=value, 'name': 'value', and name: value where the name leaves no doubt
 VALUE = r"""(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[^\s,;'"()\[\]{}]+)"""

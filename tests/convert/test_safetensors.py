@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import ml_dtypes
 import numpy as np
@@ -47,6 +48,8 @@ BAD = {
     "an end before the begin": ({"a": {**A, "data_offsets": [8, 0]}}, b"\0" * 8, None, "outside the file"),
     "truncated data": ({"a": A}, b"\0" * 7, None, "outside the file"),
     "a shape that overflows": ({"a": {**A, "shape": [2**40, 2**40]}}, b"\0" * 8, None, "takes"),
+    "a shape without end": ({"a": {**A, "shape": [2**62] * 100_000}}, b"\0" * 8, None, "natural"),
+    "a size of 4,000 digits": ({"a": {**A, "shape": [10**4000]}}, b"\0" * 8, None, "natural"),
     "a shape of another size": ({"a": {**A, "shape": [3]}}, b"\0" * 8, None, "takes 12 bytes"),
     "overlapping tensors": (tensors((0, 8), (4, 12)), b"\0" * 12, None, "overlaps"),
     "the same bytes twice": (tensors((0, 8), (0, 8)), b"\0" * 8, None, "overlaps"),
@@ -64,6 +67,20 @@ def test_a_file_that_lies_is_refused(case, tmp_path):
     with pytest.raises(UserError, match=words) as error:
         safetensors.scan(tmp_path)
     assert "model.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_name_twice_among_many_is_found_at_once(tmp_path):
+    begun = time.process_time()
+    with pytest.raises(UserError, match="'k99999' stands twice"):
+        safetensors.parse_json("{" + ",".join(f'"k{i}":0' for i in range(100_000)) + ',"k99999":0}', "x")
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_is_refused_instead_of_waited_for(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: is no plain file"):
+        safetensors.scan(tmp_path)
 
 
 def test_the_crafted_file_is_read_when_it_does_not_lie(tmp_path):

@@ -207,6 +207,18 @@ def test_time_and_memory_are_bounded(source, monkeypatch):
     assert template.render("{{ messages | length }}", TALK) == "5"  # the next conversation finds a new process
 
 
+def test_an_error_without_end_is_cut():
+    with pytest.raises(UserError) as error:
+        template.render("{{ raise_exception('x' * 10 ** 8) }}", TALK)
+    assert len(str(error.value)) < 600
+
+
+def test_a_process_that_writes_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr(template, "REPLY", 1000)
+    with pytest.raises(UserError, match="wrote without end"):
+        template.render("{{ 'x' * 10 ** 6 }}", TALK)
+
+
 def test_what_is_not_there_can_be_asked_for():
     source = "{% if tools %}t{% endif %}{% if tools is defined %}d{% endif %}{{ tools or 'none' }}{{ bos_token }}"
     assert template.render(source, TALK) == "none"

@@ -9,6 +9,7 @@ from jaxllm.core.types import UserError
 from jaxllm.data import chat
 from jaxllm.data.text import read_rows
 from jaxllm.generate.stream import make_streamer
+from jaxllm.report.console import printable
 from tests.experiments.simple import generated
 
 
@@ -101,3 +102,8 @@ def test_a_reward_model_cannot_talk(base, files, tmp_path):
     launch.start(reward.main, "reward", overrides, tmp_path / "reward")
     with pytest.raises(UserError, match="cannot talk"):
         chatting.main(run=str(tmp_path / "reward"))
+
+
+def test_a_model_does_not_steer_the_terminal():
+    assert printable("a\x1b]52;c;ZXZpbA==\x07\r\x9b2J\u202eb\tü\n") == "a\\x1b]52;c;ZXZpbA==\\x07\\r\\x9b2J\\u202eb\tü\n"
+    assert printable("\U0001f468\u200d\U0001f469") == "\U0001f468\u200d\U0001f469"

@@ -1,13 +1,16 @@
 """Published directories that mean harm: refused in one line, nothing written, nothing read from elsewhere, nothing run."""
 
 import json
+import os
 import shutil
+import time
 
 import numpy as np
 import pytest
 
 from experiments import convert
-from jaxllm.convert import hf
+from jaxllm.adapt import lora
+from jaxllm.convert import hf, peft
 from jaxllm.core.types import UserError
 from jaxllm.data import images
 from jaxllm.data import tokenizer as tokenizers
@@ -83,6 +86,27 @@ def huge(where):
     (where / "config.json").write_text(json.dumps({**config, "hidden_size": 2**40, "num_hidden_layers": 2**30}))
 
 
+def setting(name, value):
+    def harm(where):
+        config = json.loads((where / "config.json").read_text())
+        (where / "config.json").write_text(json.dumps({**config, name: value}))
+
+    return harm
+
+
+def added(tokens):
+    def harm(where):
+        (where / "byte.json").unlink()
+        model = {"type": "BPE", "vocab": {"a": 0, "<eos>": 1}, "merges": []}
+        (where / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": tokens, "model": model}))
+
+    return harm
+
+
+def written(name, content):
+    return lambda where: (where / name).write_bytes(content)
+
+
 HARM = {
     "pickled weights": (pickled, "pytorch_model.bin may run code"),
     "an index that climbs": (climbing("../outside.safetensors"), "no name of a shard"),
@@ -98,6 +122,16 @@ HARM = {
     "code of its own": (code_of_its_own, "EvilForCausalLM"),
     "a config without end": (deep, "not JSON"),
     "sizes that no machine has": (huge, "."),
+    "heads of less than nothing": (setting("num_key_value_heads", -1), "config.json: describes no LlamaForCausalLM"),
+    "heads in words": (setting("num_key_value_heads", "x"), "config.json: describes no LlamaForCausalLM"),
+    "rope that is a number": (setting("rope_parameters", -1), "config.json: describes no LlamaForCausalLM"),
+    "an activation that is a list": (setting("hidden_act", []), "config.json: describes no LlamaForCausalLM"),
+    "added tokens that are a number": (added(3), "tokenizer.json: no tokenizer as"),
+    "added tokens without a text": (added([{}]), "tokenizer.json: no tokenizer as"),
+    "added tokens without an id": (added([{"content": "<eos>"}]), "tokenizer.json: no tokenizer as"),
+    "a template that is no text": (written("chat_template.jinja", b"ab\xff"), r"chat_template.jinja: not UTF-8 \(byte 0xff at 2\)"),
+    "a template that is no text, in JSON": (written("tokenizer_config.json", b'{"chat_template": "\\ud800"}'), "lone surrogate"),
+    "a pipe": (lambda where: os.mkfifo(where / "notes.txt"), "notes.txt: is no plain file"),
 }
 
 
@@ -119,6 +153,39 @@ def test_the_same_directory_unharmed_is_taken_in_and_its_template_shown(publishe
     convert.main(source=str(tmp_path / "in"), target=str(tmp_path / "run"))
     out = capsys.readouterr().out
     assert "chat template (sha256 " in out and "  | \\x1b[2J{{ messages }}\n  | second line\n" in out and "\x1b" not in out
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """(a model, a directory with adapters of it)."""
+    model = lora.with_lora(decoder.make(LLAMA), rank=2, alpha=4, match=".*/q/kernel")
+    where = tmp_path_factory.mktemp("adapters") / "adapter"
+    peft.save(where, decoder.make(LLAMA), weights(model.specs)["lora"], alpha=4)
+    return decoder.make(LLAMA), where
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"alpha_pattern": {"(([a-z0-9_.])+)+!": 1}}, "give names of modules"),
+        ({"alpha_pattern": {".*" * 8 + "!": 1}}, "at most three"),
+        ({"alpha_pattern": {"\\": 1}}, "is no pattern"), ({"alpha_pattern": {"q_proj": "x"}}, "'x' is no alpha"),
+        ({"alpha_pattern": [1]}, "is no alpha"), ({"lora_alpha": 0}, "'0' is no alpha"), ({"lora_alpha": []}, "is no alpha"),
+        ({"lora_alpha": float("nan")}, "is no alpha"), ({"peft_type": []}, "is not supported"),
+    ],
+)  # fmt: skip
+def test_a_hostile_adapter_is_refused_at_once(changes, words, adapter, tmp_path):
+    model, where = adapter
+    shutil.copytree(where, tmp_path / "in")
+    config = json.loads((where / peft.CONFIG).read_text())
+    (tmp_path / "in" / peft.CONFIG).write_text(json.dumps({**config, **changes}))
+    begun = time.process_time()
+    with pytest.raises(UserError, match=words):
+        peft.load(tmp_path / "in", model)
+    assert time.process_time() - begun < 10
+    good = {**config, "alpha_pattern": {"^model.layers\\.\\d+\\.self_attn.q_proj$": 8}}
+    (tmp_path / "in" / peft.CONFIG).write_text(json.dumps(good))
+    assert peft.load(tmp_path / "in", model).settings["alpha"] == 8
 
 
 def test_arrays_of_objects_are_refused(tmp_path):

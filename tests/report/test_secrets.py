@@ -75,7 +75,8 @@ def test_text(text, want):
 
 
 def test_a_text_of_any_length_takes_linear_time():
-    for text in ("a" * 500_000, "a=" * 200_000, "://" * 200_000, "eyJ" * 100_000, "'" * 300_000, "a.-" * 100_000):
+    cases = ("a" * 500_000, "a=" * 200_000, "://" * 200_000, "eyJ" * 100_000, "eyJ-" * 100_000, "'" * 300_000, "a.-" * 100_000)
+    for text in cases:
         begun = time.monotonic()
         secrets.clean_message(text)
         assert time.monotonic() - begun < 5

@@ -22,7 +22,7 @@ BODY = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\
 POWER = r"(?:[eE](?P<e>[+-]?[0-9]+)|[ ]?[x×*][ ]?10\^\{?(?P<ten>[+-]?[0-9]+)\}?)"
 NUMBER = re.compile(
     rf"(?<![0-9.])(?P<sign>(?<![\w)])[+-])?{CURRENCY}?(?P<sign2>[+-])?"
-    rf"(?:(?P<whole>[0-9]{{1,{DIGITS}}})[ ](?P<a>[0-9]+)[ ]?/[ ]?(?P<b>[0-9]+)(?![0-9.,]*[0-9])"
+    rf"(?:(?P<whole>[0-9]{{1,{DIGITS}}})[ ](?P<a>[0-9]++)[ ]?/[ ]?(?P<b>[0-9]++)(?![0-9.,]*[0-9])"
     rf"|(?P<top>{BODY}){POWER}?(?:[ ]?/[ ]?(?P<under>{BODY}))?)"
     r"(?:[ ]?(?P<percent>%|(?:percent|per cent)\b)|[ ]?(?P<scale>thousand|million|billion|trillion)\b)?",
     re.IGNORECASE,

@@ -20,7 +20,8 @@ from jaxllm.generate.sandbox.runner import CodeRunner
 
 LONGEST = 50_000  # characters of a completion's code
 WORKERS = 8
-FENCE = re.compile(r"^```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+FENCE = re.compile(r"^```([^`\n]*)$", re.MULTILINE)
+PYTHON = ("", "python", "py", "python3")  # what may stand behind the fence that opens a program
 
 
 class Verdict(NamedTuple):
@@ -58,8 +59,15 @@ def judge(runner: CodeRunner, row: Mapping[str, Any]) -> Verdict:
 
 def extract(completion: str) -> str:
     """The last fenced block of Python, else the whole text."""
-    blocks = FENCE.findall(completion)
-    return blocks[-1] if blocks else completion
+    found, opened = completion, None
+    for fence in FENCE.finditer(completion):
+        word = fence[1].strip().lower()
+        if opened is None:
+            opened = fence
+        elif not word:
+            found = completion[opened.end() + 1 : fence.start()] if opened[1].strip().lower() in PYTHON else found
+            opened = None
+    return found
 
 
 def check_tests(row: Mapping[str, Any], where: str) -> None:

@@ -11,12 +11,13 @@ import json
 import os
 import secrets
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,9 +96,7 @@ def run(tier: tiers.Tier, limits: Limits, request: dict[str, Any], stdin: str) -
     nonce = secrets.token_hex(16)
     uid = tiers.new_uid()
     with contextlib.ExitStack() as stack:
-        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxllm-code-", ignore_cleanup_errors=True))
-        if uid is not None:
-            os.chown(home, uid, uid)
+        home = stack.enter_context(_home(uid))
         given = _file(stack, json.dumps({**request, "nonce": nonce}))
         typed = _file(stack, stdin)
         reader, writer = os.pipe()
@@ -130,6 +129,22 @@ def _plan(tier: tiers.Tier, limits: Limits, uid: int | None, home: str, given: i
 def _environment(home: str) -> dict[str, str]:
     """All of it. Sets have the same order in every run; `-I` would forbid that and differs in nothing else here."""
     return {"HOME": home, "TMPDIR": home, "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+
+
+@contextlib.contextmanager
+def _home(uid: int | None) -> Iterator[str]:
+    """A directory of the program's own; nothing of it stays, however deep or locked what it holds is."""
+    home = tempfile.mkdtemp(prefix="jaxllm-code-")
+    try:
+        if uid is not None:
+            os.chown(home, uid, uid)
+        yield home
+    finally:
+        try:
+            shutil.rmtree(home)
+        except (OSError, RecursionError):  # these two go as deep as it takes, and follow no links
+            for words in (("chmod", "-R", "u+rwx"), ("rm", "-rf")):
+                subprocess.run([*words, "--", home], capture_output=True, timeout=STARTUP)
 
 
 def _file(stack: contextlib.ExitStack, text: str) -> int:

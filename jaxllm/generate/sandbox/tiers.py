@@ -6,6 +6,7 @@ A tier is a function from the directory of a run to the command that goes before
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from jaxllm.core.types import UserError
 
 UIDS = range(61184, 65520)  # what systemd keeps for users that exist only while a process runs
+_turn = itertools.count(random.SystemRandom().randrange(len(UIDS)))
 NOBODY = 65534
 SCRATCH = 2**26  # bytes of bubblewrap's /tmp
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -42,8 +44,9 @@ def python() -> str:
 
 
 def new_uid() -> int | None:
-    """A user for one run that owns nothing and runs nothing else; None when we may not choose."""
-    return random.SystemRandom().choice(UIDS) if os.geteuid() == 0 else None
+    """A user for one run that owns nothing and runs nothing else, in turn: two of one moment must not share their limits or
+    end each other. None when we may not choose."""
+    return UIDS[next(_turn) % len(UIDS)] if os.geteuid() == 0 else None
 
 
 # ---- the tiers

@@ -5,12 +5,14 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import chat as chatting
-from experiments.serve import prompts, worker
+from experiments.serve import desk, page, prompts, worker
 from jaxllm.data import chat
 from jaxllm.train.compiled import programs
 from tests.experiments.serve.conftest import run_server
@@ -134,7 +136,7 @@ def test_what_a_client_writes_never_becomes_a_special_token(server, spelled):
     template = [i for i in asked(server.loaded, "") if i in specials]
     ids = prompts.messages({"messages": [{"role": "user", "content": spelled}]}, server.loaded)
     assert [i for i in ids if i in specials] == template and spelled in tokenizer.decode(ids)
-    assert not specials & set(prompts.prompts({"prompt": spelled}, server.loaded)[0])
+    assert not specials & set(prompts.prompts([spelled], server.loaded)[0])
     plain = len(asked(server.loaded, "")) + len(spelled.encode())
     assert server.chat(spelled)["usage"]["prompt_tokens"] == plain
 
@@ -143,12 +145,13 @@ def test_what_a_client_writes_never_becomes_a_special_token(server, spelled):
     ("changes", "status", "param", "words"),
     [
         ({"model": "gpt-5"}, 404, "model", "use '"),
+        ({"model": None}, 400, "model", "give a model"),
         ({"messages": []}, 400, "messages", "empty"),
         ({"messages": "hello"}, 400, "messages", "list"),
         ({"messages": [{"role": "usr", "content": "x"}]}, 400, "messages", 'did you mean "user"'),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", "only text"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "messages", "lone surrogate"),
-        ({"messages": [{"role": "user", "content": "x" * 200}]}, 400, None, "the model's context 96: shorten it"),
+        ({"messages": [{"role": "user", "content": "x" * 200}]}, 400, "messages", "the model's context 96: shorten it"),
         ({"max_tokens": 0}, 400, "max_tokens", "from 1 to 64"),
         ({"max_tokens": 65}, 400, "max_tokens", "from 1 to 64"),
         ({"max_tokens": 60, "messages": [{"role": "user", "content": "x" * 60}]}, 400, "max_tokens", "or fewer"),
@@ -261,3 +264,57 @@ def test_a_client_that_leaves_frees_its_row(server, monkeypatch):
             until(lambda: len(drawn) >= 3)
         until(lambda: not server.desk.seated)
         assert len(drawn) < 40, drawn
+
+
+def test_a_stream_tells_its_end_behind_its_text(server):
+    """Clients leave at the first finish_reason: no text may stand beside it."""
+    chunks = [c["choices"][0] for c in events(server, max_tokens=5)]
+    assert [c["finish_reason"] is not None for c in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1]["delta"] == {} and chunks[-2]["delta"]["content"]
+
+
+def test_a_temperature_near_zero_is_zero(server):
+    greedy = server.chat()["choices"][0]["message"]["content"]
+    for temperature in (1e-6, 1e-39, 5e-324):
+        assert server.chat(temperature=temperature, seed=3)["choices"][0]["message"]["content"] == greedy
+
+
+def test_too_many_prompts_are_refused_before_they_are_read(server, monkeypatch):
+    monkeypatch.setattr(prompts, "_text", lambda *_: pytest.fail("it was read"))
+    status, _, text = server.ask("/v1/completions", {"model": server.name, "prompt": ["a"] * 100})
+    assert status == 400 and "at most 16 completions" in text
+
+
+def test_a_deep_body_and_a_long_role_are_refused_in_short(server):
+    start = b'{"model": "' + server.name.encode() + b'", "messages": [{"role": "user", "content": "a"}], "n": '
+    for depth in (100, 900, 960, 975, 990, 10_000):
+        status, _, text = server.ask(body=start + b"[" * depth + b"]" * depth + b"}")
+        assert status == 400 and len(text) < 500
+    body = {"model": server.name, "messages": [{"role": "x" * 100_000, "content": "a"}]}
+    assert len(server.ask(body=body)[2]) < 500
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_no_answer(server, capsys):
+    nan = {"policy": jax.tree.map(lambda x: x * np.nan, server.loaded.params["policy"])}
+    broken, stop = run_server(server.loaded._replace(params=nan))
+    try:
+        body = {"model": broken.name, "messages": [{"role": "user", "content": "a"}], "logprobs": True}
+        status, _, text = broken.ask(body=body)
+        assert status == 500 and "its log says" in text and "not finite numbers" in capsys.readouterr().err
+    finally:
+        stop()
+
+
+def test_the_model_is_told_of_in_json_whatever_its_loss(server, monkeypatch):
+    monkeypatch.setattr(chatting, "eval_loss", lambda loaded: float("nan"))
+    assert page.about(server.loaded, "x", 1)["eval_loss"] is None
+
+
+def test_those_who_left_the_queue_take_no_place_in_it():
+    waiting = desk.Desk(most=2)
+    seats = desk.submit(waiting, [desk.Wanted((1,), 1)] * 2, SimpleQueue())
+    with pytest.raises(desk.Full):
+        desk.submit(waiting, [desk.Wanted((1,), 1)], SimpleQueue())
+    seats[0].gone.set()
+    desk.submit(waiting, [desk.Wanted((1,), 1)], SimpleQueue())
+    assert len(waiting.waiting) == 2

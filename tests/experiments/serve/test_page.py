@@ -84,6 +84,9 @@ def test_what_a_model_says_is_text_and_a_token_is_kept_from_the_address(phone, s
         phone.open("about:blank")
         phone.open(f"http://127.0.0.1:{locked.port}/#token={token}")
         phone.wait(IDLE)
+        assert phone.run("location.href") == f"http://127.0.0.1:{locked.port}/"
+        phone.call("/refresh", method="POST")
+        phone.wait(IDLE)  # this tab remembers it
         say(phone, ATTACK)
         phone.wait(IDLE)
         assert phone.run(ANSWERS) == [ATTACK * 3] and phone.run("document.querySelector('.user').textContent") == ATTACK
@@ -95,3 +98,37 @@ def test_what_a_model_says_is_text_and_a_token_is_kept_from_the_address(phone, s
         phone.screenshot(tmp_path / "attack.png")
     finally:
         stop()
+
+
+def test_what_is_not_answered_does_not_stand_in_the_way(phone, server):
+    """A text beyond the context, and a server that is gone: the error is said, the words are kept, the talk goes on."""
+    phone.open(f"http://127.0.0.1:{server.port}/")
+    phone.wait(IDLE)
+    say(phone, "x" * 200)
+    phone.wait(IDLE)
+    assert "shorten it" in phone.run("document.querySelector('.error').textContent")
+    assert phone.run("document.querySelector('#text').value") == "x" * 200 and phone.run(ANSWERS) == []
+    phone.run("(document.querySelector('#text').value = '', 1)")
+    phone.run("(window.fetch = () => Promise.reject(new TypeError('Failed to fetch')), 1)")
+    say(phone, "say cat")
+    phone.wait(IDLE)
+    assert "is it running" in phone.run("[...document.querySelectorAll('.error')].at(-1).textContent")
+    assert phone.run("messages.length") == 0 and phone.run("document.activeElement.id") == "text"
+    # what was not answered is not counted among the turns that the model sees
+    phone.open(f"http://127.0.0.1:{server.port}/")
+    phone.wait(IDLE)
+    for text in ("say cat", "x" * 200, "say dog"):
+        phone.run("(document.querySelector('#text').value = '', 1)")
+        say(phone, text)
+        phone.wait(IDLE)
+    turns = "[...document.querySelectorAll('.message:not(.error, .unanswered)')]"
+    past = phone.run(f"{turns}.map((e) => e.classList.contains('past'))")
+    assert past == [True, True, False, False] and phone.run("document.querySelectorAll('.unanswered').length") == 1
+
+
+def test_writing_from_right_to_left(phone, server):
+    phone.open(f"http://127.0.0.1:{server.port}/")
+    phone.wait(IDLE)
+    say(phone, "\u05e9\u05dc\u05d5\u05dd")
+    phone.wait(IDLE)
+    assert phone.run("getComputedStyle([...document.querySelectorAll('.user')].at(-1)).direction") == "rtl"

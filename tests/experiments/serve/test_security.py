@@ -1,7 +1,10 @@
 """Who is let in: names of other hosts, pages of other sites, no token, bodies too large or never complete, many connections."""
 
 import contextlib
+import fcntl
+import resource
 import socket
+import threading
 import time
 
 import pytest
@@ -191,6 +194,35 @@ def test_another_host_needs_a_token(host):
     with pytest.raises(UserError, match="lets other machines in: add --token=auto"):
         listen.listen(host, 0, "", Handler)
     listen.listen("127.0.0.1", 0, "", Handler).server_close()
+
+
+def test_a_token_may_stand_in_the_environment(monkeypatch):
+    monkeypatch.setenv(door.TOKEN, TOKEN)
+    assert door.make_token("") == TOKEN and door.make_token("auto") != TOKEN
+    monkeypatch.setenv(door.TOKEN, "short")
+    with pytest.raises(UserError, match="JAXLLM_TOKEN: use 16"):
+        door.make_token("")
+
+
+def test_a_thread_that_cannot_start_gives_its_place_back(monkeypatch):
+    listening = listen.listen("127.0.0.1", 0, "", Handler)
+    monkeypatch.setattr(listening, "places", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(listen.threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no thread")))
+    with socket.create_connection(listening.server_address[:2], timeout=5) as connection:
+        listening.handle_request()
+        assert connection.recv(10) == b"" and listening.places.acquire(blocking=False)
+    listening.server_close()
+
+
+def test_a_client_is_seen_under_any_descriptor():
+    """Beyond 1023 select() knows none: a server with many files open would take every client for gone."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(4096, (soft := resource.getrlimit(resource.RLIMIT_NOFILE))[0]), soft[1]))
+    ours, theirs = socket.socketpair()
+    high = socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD, 1500))
+    with ours, high:
+        assert door.here(high)
+        theirs.close()
+        assert not door.here(high)
 
 
 def test_tokens():

@@ -1,5 +1,7 @@
 """The reward for programs: what is compared and how, what is excluded, and what a row must have."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,18 @@ def test_values_are_compared_as_json(got, want, equal):
 def test_the_last_block_is_the_answer():
     assert code.extract("```python\na\n```\ntext\n```\nb\n```") == "b\n"
     assert code.extract("a = 1") == "a = 1"
+    # what closes a block in another language opens no program
+    assert code.extract("It prints:\n```text\n3\n```\nSo:\n```Python\nb\n```\nDone:\n```json\n3\n```") == "b\n"
+    assert code.extract("```python\na\n") == "```python\na\n"
+
+
+def test_a_text_of_fences_takes_linear_time():
+    begun = time.process_time()
+    code.extract("```python\n" * 100_000)
+    assert time.process_time() - begun < 2
+
+
+def test_what_is_too_long_is_not_run():
     made, seen = scripted({})
     assert code.judge(made, {**ROW, "completion": "x" * (code.LONGEST + 1)}).value == 0.0 and not seen
 

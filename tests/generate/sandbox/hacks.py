@@ -146,6 +146,16 @@ while True: x += x""",
     "prints a gigabyte": "import os\nwhile True: os.write(1, b'PASS' * 16384)",
     "prints a gigabyte to stderr": "import os\nwhile True: os.write(2, b'PASS' * 16384)",
     "answers a gigabyte": "def add(a, b):\n    return 'x' * 10**8",
+    "makes a deep directory": "import os\nwhile True: os.mkdir('d'); os.chdir('d')",
+    "mounts memory in a namespace": """
+import ctypes, os
+libc = ctypes.CDLL(None)
+def add(a, b):
+    user = os.getuid()
+    if libc.unshare(0x10020000): return "closed"
+    open("/proc/self/uid_map", "w").write(f"0 {user} 1")
+    libc.mount(b"none", b"/tmp", b"tmpfs", 0, b"size=90%")
+    return a + b""",
     "writes a huge file": """
 import os
 def add(a, b):

@@ -1,6 +1,8 @@
 """What each tier closes, as docs/security.md says; which tier is taken; and what a run leaves and sees."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -34,7 +36,7 @@ def test_what_a_tier_leaves_open(name):
 
 def test_the_table_has_a_column_for_each_tier():
     text = probes.table({"a": dict.fromkeys(probes.PROBES, False), "b": dict.fromkeys(probes.PROBES, True)})
-    assert text.count("| closed | **open** |") == len(probes.PROBES) == 15
+    assert text.count("| closed | **open** |") == len(probes.PROBES) == 16
 
 
 # ---- which one
@@ -80,7 +82,21 @@ def test_what_a_tier_leaves_open_is_said_in_one_line(capsys):
     assert line.startswith("warning: tier rlimits: model code runs with limits alone")
 
 
+def test_programs_of_one_moment_have_different_users(monkeypatch):
+    monkeypatch.setattr(tiers.os, "geteuid", lambda: 0)
+    assert len({tiers.new_uid() for _ in range(2000)}) == 2000
+    monkeypatch.setattr(tiers.os, "geteuid", lambda: 1000)
+    assert tiers.new_uid() is None
+
+
 # ---- a run
+
+
+def test_nothing_stays_of_a_program_however_deep_and_locked_it_is():
+    source = "import os\nfor _ in range(2000): os.mkdir('d'); os.chdir('d')\nos.mkdir('e'); os.chmod('.', 0)"
+    with runner._home(None) as home:
+        subprocess.run([sys.executable, "-c", source], cwd=home, check=True)
+    assert not os.path.exists(home)
 
 
 @pytest.fixture(scope="module")
