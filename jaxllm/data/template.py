@@ -57,7 +57,7 @@ def load(directory: str | Path) -> str | None:
         found = json.loads(config.read_bytes()).get("chat_template")
     except UnicodeDecodeError as error:
         where = file if file.is_file() else config
-        raise UserError(f"{where}: not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}): save it as UTF-8") from None
+        raise UserError(f"{where}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, AttributeError) as error:
