@@ -102,10 +102,7 @@ def from_tokenizer_json(path: str | Path) -> Tokenizer:
     config = path.with_name("tokenizer_config.json")
     if config.is_file():
         files[config.name] = _read(config)
-    try:
-        return _tokenizers_json(files, path)
-    except (TypeError, LookupError, AttributeError) as error:  # of values of another kind
-        raise UserError(f"{path}: no tokenizer as the tokenizers library writes it ({str(error)[:100]})") from error
+    return _tokenizers_json(files, path)
 
 
 def from_gpt2_files(encoder_json: str | Path, vocab_bpe: str | Path) -> Tokenizer:
