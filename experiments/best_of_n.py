@@ -93,8 +93,6 @@ def draw_and_score(config, run):
 def main(config, run):
     verifiable.one_process()
     run.truncate(0)
-    if config.samples < 1:
-        raise UserError(f"config.samples={config.samples}: draw at least 1 completion a prompt")
     start, tasks, texts, proxy, gold = draw_and_score(config, run)
     found = curves(proxy, gold, config.samples)
     metrics = {"prompts": len(tasks.rows)}

@@ -72,8 +72,8 @@ def check(config):
     for name, table in (("judge", JUDGES), ("select", feedback.SELECT)):
         if config[name] not in table:
             raise UserError(f"config.{name}={config[name]!r}: choose one of {', '.join(table)}")
-    if config.rounds < 1 or config.samples < 2:
-        raise UserError(f"config.rounds={config.rounds}, config.samples={config.samples}: at least 1 and 2")
+    if config.samples < 2:
+        raise UserError(f"config.samples={config.samples}: a pair needs 2 or more")
 
 
 def run_rounds(config, run, judge_of, sample_of=feedback.make_sample, prepare=lambda start: start):

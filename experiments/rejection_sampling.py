@@ -36,8 +36,6 @@ def check(config):
     for name, table in (("select", SELECT), ("train_from", TRAIN_FROM)):
         if config[name] not in table:
             raise UserError(f"config.{name}={config[name]!r}: choose one of {', '.join(table)}")
-    if config.rounds < 1 or config.samples < 1:
-        raise UserError(f"config.rounds={config.rounds}, config.samples={config.samples}: both are at least 1")
 
 
 def make_sample(config, base, prompts, new):

@@ -21,7 +21,7 @@ BOUNDS: dict[str, Bound] = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "keep", "vocab_size", "seeds"), COUNT),
     **dict.fromkeys(("group", "epochs", "minibatches", "samples", "rounds", "sample_batch"), COUNT),
     **dict.fromkeys(("optim.b1", "optim.b2", "data.held_out"), PART),
-    **dict.fromkeys(("gamma", "lam", "top_p", "mask_rate", "data.density", "data.world_share", "hyper.label_smoothing"), SHARE),
+    **dict.fromkeys(("gamma", "lam", "top_p", "data.density", "data.world_share", "hyper.label_smoothing"), SHARE),
     **dict.fromkeys(("right", "target", "bias", "length_bias", "position_bias", "missing_eos_penalty", "hyper.gamma"), SIGNED),
     "optim.clip_norm": (lambda x: x > 0, "above 0 (inf: nothing is clipped)"),
 }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.compare.record import Record, final, shared_metrics
 from jaxllm.evals.stats import Interval, holm, paired, sign_test, t_test
-from jaxllm.report.run import RESUMABLE
+from jaxllm.report.resume import RESUMABLE
 
 LEAST = 3  # seeds of an arm, and prompts: Student's interval over 2 has no use
 ALPHA = 0.05

@@ -10,8 +10,8 @@ from jaxllm.core.types import UserError
 from jaxllm.report.diagnosis import history
 from jaxllm.report.files import flatten, read_json, read_jsonl
 from jaxllm.report.html import stages_of
+from jaxllm.report.resume import RESUMABLE
 from jaxllm.report.rules import first_and_last
-from jaxllm.report.run import RESUMABLE
 
 
 class Record(NamedTuple):

@@ -88,7 +88,8 @@ def _bounds(name: str, history: History) -> Verdict | None:
 def examples_cut(run_dir: Path) -> dict[str, tuple[int, int]]:
     """{what was read: (its examples that were cut at the length, all of them)} of a run directory's data_report.json."""
     report = read_json(run_dir / "data_report.json")
-    return {what: (n["truncated"], n["examples"]) for what, n in report.items() if {"truncated", "examples"} <= n.keys()}
+    counts = {what: n for what, n in report.items() if isinstance(n, dict) and {"truncated", "examples"} <= n.keys()}
+    return {what: (n["truncated"], n["examples"]) for what, n in counts.items()}
 
 
 def truncated(run_dir: Path) -> list[Verdict]:

@@ -62,7 +62,7 @@ def test_prompts_of_preference_rows_and_a_verifier_of_ones_own(start, files, tmp
     [
         ({"judge": "me"}, "config.judge='me': choose one of annotator"),
         ({"select": "all"}, "choose one of best_and_worst"),
-        ({"samples": 1}, "at least 1 and 2"),
+        ({"samples": 1}, "a pair needs 2 or more"),
     ],
 )
 def test_settings_are_checked_first(settings, message, tmp_path):

@@ -72,7 +72,7 @@ def test_failures_are_no_wrong_answers(base, problems, tmp_path):
 
 @pytest.mark.parametrize(
     "setting,words",
-    [({"select": "best"}, "choose one of shortest"), ({"train_from": "x"}, "base, latest"), ({"rounds": 0}, "at least 1")],
+    [({"select": "best"}, "choose one of shortest"), ({"train_from": "x"}, "base, latest"), ({"rounds": 0}, "1 or more")],
 )
 def test_bad_settings(base, problems, tmp_path, setting, words):
     with pytest.raises(UserError, match=words):

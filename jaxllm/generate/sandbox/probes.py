@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from jaxllm.generate.sandbox import runner, tiers
 
+DYING = 3.0  # seconds that killed processes may take to be gone
 _HEAD = "import ctypes, os, resource, socket, time\n"
 # the body of `def probe(given)`: true when it got through; an exception or false: closed
 PROBES = {
@@ -61,7 +63,10 @@ def _open(made: runner.CodeRunner, body: str, limits: runner.Limits) -> bool:
         outcome = made.call(f"{_HEAD}def probe(given):\n    {body.strip()}", "probe", [[given]])
         value = outcome.values[0][0] if outcome.values else None
         if value == "left":
-            return _left(given["word"])
+            until = time.monotonic() + DYING
+            while (left := _left(given["word"])) and time.monotonic() < until:
+                time.sleep(0.05)
+            return left
         return Path(given["outside"]).exists() if "outside" in body else bool(value)
 
 

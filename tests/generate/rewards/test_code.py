@@ -105,7 +105,7 @@ def test_a_file_of_problems_with_tests(tmp_path):
     tasks = verifiable.load_tasks(write_rows(tmp_path / "rows.jsonl", rows), 0, 0)
     assert verifiable.default_reward(tasks) == "code" and tasks.solutions == ["", "def f(x): return x"]
     for name in ("exact", "numeric"):
-        with pytest.raises(UserError, match="rows.jsonl row 1"):
+        with pytest.raises(UserError, match="rows.jsonl:1"):
             verifiable.parse_rewards(name, tasks)
     with pytest.raises(UserError, match="say unsafe_local"):
         verifiable.parse_rewards("code:rlimits", tasks)
