@@ -16,7 +16,8 @@ GRADIENTS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 def tolerance(config: Any, of: dict[str, float] = TOLERANCE) -> float:
-    return of[getattr(config, "dtype", "float32")]
+    dtype = getattr(config, "dtype", "float32") or config.trunk.get("dtype", "float32")  # a head on a trunk has the trunk's
+    return of[dtype]
 
 
 def exact() -> Any:

@@ -16,7 +16,7 @@ from jaxllm.core import spec
 from jaxllm.core.types import Mean, UserError
 from jaxllm.data import chat, pack
 from jaxllm.data import tokenizer as tokenizers
-from jaxllm.models import families
+from jaxllm.models import families, pooled
 from jaxllm.models.decoder_config import DecoderConfig
 from tests.experiments.test_teach import named
 
@@ -258,3 +258,10 @@ def test_an_encoder_may_change_what_it_reads():
 
     with pytest.raises(ValueError, match="no such id"):  # a verdict of `attempted`: not "does not apply"
         checked("round trip", seen_of(dataclasses.replace(t, decode=broken)))
+
+
+def test_a_head_on_a_trunk_is_held_to_the_trunks_dtype():
+    for dtype in numbers.TOLERANCE:
+        trunk = families.make(dataclasses.replace(MODEL.config, dtype=dtype))
+        head = pooled.with_head(trunk, "sequence", 3)
+        assert numbers.tolerance(head.config) == numbers.tolerance(trunk.config) == numbers.TOLERANCE[dtype]
