@@ -240,7 +240,13 @@ def prompt_columns(config: Any, run: Any, loaded: Any, tasks: Tasks, new: int) -
 
     Longer ones are left out, and counted. UserError when all are.
     """
-    limit = config.max_prompt or loaded.model.config.max_length - new
+    context = loaded.model.config.max_length
+    if new >= context:
+        raise UserError(
+            f"config.max_new_tokens={config.max_new_tokens}: completions of {new} tokens leave no room for a prompt in a context "
+            f"of {context}: give less than {context}"
+        )
+    limit = config.max_prompt or context - new
     common.check_length(loaded.model, limit + new, "config.max_prompt + config.max_new_tokens")
     ids = [chat.prompt_ids(loaded.tokenizer, p) for p in tasks.prompts]
     keep = [i for i, x in enumerate(ids) if len(x) <= limit]

@@ -126,6 +126,7 @@ def test_groups_without_spread_and_truncated_batches_have_no_gradient(base, prob
         ({"rewards": "gold"}, "instr world's own"),
         ({"rewards": "nowhere.py:f"}, "no such file"),
         ({"max_prompt": 1}, "no prompt has up to 1 tokens"),
+        ({"max_new_tokens": 1000}, "of 1000 tokens leave no room for a prompt in a context of 96: give less than 96"),
     ],
 )
 def test_bad_settings_are_one_line(base, problems, tmp_path, overrides, words):
